@@ -1,0 +1,1 @@
+"""Reference companion to "Rethinking Softmax with Cross-Entropy" (arXiv 1911.10688)."""
