@@ -1,0 +1,268 @@
+"""Images in memory: decoded once, cropped and normalised on the device.
+
+Photographs are decoded and squashed to one size a single time into a memory-mapped uint8 array; from
+there a batch is one gather, and resizing, cropping, flipping and normalising happen on the device.
+`Geometry` describes that resizing and cropping once, for the pixels and for the boxes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_CACHE_VERSION = 1  # raise when decoding or squashing changes, so that old caches are not read
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size with their labels and boxes.
+
+    Attributes
+    ----------
+    images : uint8 array (N, 3, S, S), possibly a read-only memory map.
+    labels : int64 (N,), values in 0..num_classes-1.
+    boxes : float32 (N, 4) or None; x0 y0 x1 y1, half-open, in pixels of the stored S x S images.
+    num_classes : number of classes K.
+    class_names : K names, in label order.
+    ids : int64 (N,), the data set's own number of each image.
+    key : hash of the content, for cache keys.
+    class_numbers : the data set's own K class numbers, in label order (for CUB the folder numbers, by
+        which the imbalance rule goes); 1..K unless given.
+
+    Examples
+    --------
+    >>> grey = np.full((4, 3, 8, 8), 127, dtype=np.uint8)
+    >>> four = ImageSet(grey, torch.tensor([0, 1, 0, 1]), None, 2, ["a", "b"], torch.arange(4), "demo")
+    >>> len(four.subset([1, 3])), four.subset([1, 3]).labels.tolist(), four.class_numbers
+    (2, [1, 1], [1, 2])
+    """
+
+    images: np.ndarray
+    labels: Tensor
+    boxes: Tensor | None
+    num_classes: int
+    class_names: list[str]
+    ids: Tensor
+    key: str
+    class_numbers: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.class_numbers:
+            object.__setattr__(self, "class_numbers", list(range(1, self.num_classes + 1)))
+        shape, n = self.images.shape, len(self.images)
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise ValueError(f"images must be uint8 (N, 3, S, S), got {self.images.dtype} {shape}")
+        if len(self.labels) != n or len(self.ids) != n or (self.boxes is not None and len(self.boxes) != n):
+            raise ValueError(f"{n} images need as many labels, ids and boxes; got {len(self.labels)} labels, "
+                             f"{len(self.ids)} ids, {'no' if self.boxes is None else len(self.boxes)} boxes")
+        if len(self.class_names) != self.num_classes or len(self.class_numbers) != self.num_classes:
+            raise ValueError(f"num_classes is {self.num_classes}, but there are {len(self.class_names)} "
+                             f"class names and {len(self.class_numbers)} class numbers")
+        _check_range("labels", self.labels, self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> int:
+        """Side S of the stored images, in pixels."""
+        return self.images.shape[-1]
+
+    def pixels(self, indices: Sequence[int] | Tensor | slice) -> Tensor:
+        """The chosen images as a writable uint8 tensor (n, 3, S, S), copied out of the memory map."""
+        rows = indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)
+        return torch.from_numpy(np.array(self.images[rows]))
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """The images at `indices`, in that order (copied into memory), all classes kept."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        if rows.ndim != 1:
+            raise ValueError(f"indices must be one-dimensional, got shape {tuple(rows.shape)}")
+        _check_range("indices", rows, len(self))
+        key = hashlib.sha256(self.key.encode() + rows.numpy().tobytes()).hexdigest()
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return replace(self, images=self.images[rows.numpy()], labels=self.labels[rows], boxes=boxes,
+                       ids=self.ids[rows], key=key)
+
+
+def _check_range(name: str, values: Tensor, count: int) -> None:
+    if len(values) and (int(values.min()) < 0 or int(values.max()) >= count):
+        raise ValueError(f"{name} must lie in 0..{count - 1}, got {int(values.min())}..{int(values.max())}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """From a stored square image to the network's input: squash to `resize`, then crop `crop` centred.
+
+    None keeps the size that is there. The crop starts at floor((resize - crop) / 2).
+
+    Examples
+    --------
+    >>> Geometry(resize=256, crop=224).boxes(torch.tensor([[0., 0., 64., 128.]]), stored_size=128)
+    tensor([[  0.,   0., 112., 224.]])
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("resize", self.resize), ("crop", self.crop)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be a positive number of pixels or None, got {value}")
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ValueError(f"crop must not exceed resize: crop {self.crop} > resize {self.resize}")
+
+    def sizes(self, stored_size: int) -> tuple[int, int]:
+        """Side after resizing and side of the network's input, in pixels."""
+        resized = self.resize or stored_size
+        if self.crop is not None and self.crop > resized:
+            raise ValueError(f"a crop of {self.crop} pixels does not fit into images of {resized}; "
+                             f"give Geometry a resize of at least {self.crop}")
+        return resized, self.crop or resized
+
+    def boxes(self, boxes: Tensor, stored_size: int) -> Tensor:
+        """Boxes (..., 4) of stored images in pixels of the centre crop, clipped to it.
+
+        A box that lies wholly outside the crop ends with no area: no map can hit it.
+        """
+        resized, side = self.sizes(stored_size)
+        return (boxes * (resized / stored_size) - (resized - side) // 2).clamp(0, side)
+
+
+def prepare(images: Tensor, geometry: Geometry, train: bool = False,
+            generator: torch.Generator | None = None) -> Tensor:
+    """Network input from stored images: resize, crop, and ImageNet mean and standard deviation.
+
+    Parameters
+    ----------
+    images : uint8 (B, 3, S, S) on any device; the work is done there.
+    geometry : sizes; evaluation takes the centre crop, training a random crop and a random flip.
+    generator : CPU generator of crops and flips, so that a seed means the same on every device.
+
+    Returns
+    -------
+    float32 (B, 3, crop, crop).
+
+    Examples
+    --------
+    >>> prepare(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Geometry(24, 16)).shape
+    torch.Size([2, 3, 16, 16])
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or \
+            images.shape[2] != images.shape[3]:
+        raise ValueError(f"images must be uint8 (B, 3, S, S), got {images.dtype} {tuple(images.shape)}")
+    resized, side = geometry.sizes(images.shape[-1])
+    if resized != images.shape[-1]:
+        # antialias matters when shrinking; the uint8 range is kept by bilinear weights
+        pixels = interpolate(images.float(), size=(resized, resized), mode="bilinear", antialias=True)
+    else:
+        pixels = images
+    if train:
+        pixels = _random_crop_and_flip(pixels, side, generator)
+    else:
+        start = (resized - side) // 2
+        pixels = pixels[..., start:start + side, start:start + side]
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=images.device).mul_(255)[:, None, None]
+    return (pixels.float() - mean) / std
+
+
+def _random_crop_and_flip(pixels: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
+    """One gather: each image's rows from a random start, its columns likewise, half of them reversed."""
+    batch, device = len(pixels), pixels.device
+    room = pixels.shape[-1] - side
+    starts = torch.randint(0, room + 1, (2, batch, 1), generator=generator)
+    flipped = torch.rand(batch, 1, generator=generator) < 0.5
+    steps = torch.arange(side)
+    rows = (starts[0] + steps).to(device)  # (B, side)
+    columns = torch.where(flipped, starts[1] + steps.flip(0), starts[1] + steps).to(device)  # (B, side)
+    which = torch.arange(batch, device=device)[:, None, None, None]
+    channels = torch.arange(3, device=device)[:, None, None]
+    return pixels[which, channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def decode(path: str | Path, size: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+    """One image file as RGB uint8 (3, H, W), squashed to `size` x `size` if given, and its (width, height).
+
+    Grey-scale and palette images become RGB. An unreadable or truncated file raises ValueError with its
+    name, a missing one FileNotFoundError.
+    """
+    try:
+        with Image.open(path) as image:
+            shape = image.size
+            rgb = image.convert("RGB")
+            if size is not None and rgb.size != (size, size):
+                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is named in the data set's lists but is not there; "
+                                "unpack the archive again") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be decoded ({error}); get or unpack the data set again") from error
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), shape
+
+
+def decoded(paths: Sequence[Path], size: int, cache_dir: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """All files squashed to `size`, decoded once into a memory-mapped cache.
+
+    The cache is keyed by the files' names, lengths and modification times and by `size`. It is built under
+    a temporary name while a lock is held, so that of two processes one builds and the other waits, and a
+    failure leaves nothing behind. A damaged cache is built anew.
+
+    Returns
+    -------
+    images : read-only uint8 (N, 3, size, size).
+    shapes : int64 (N, 2), width and height of each file before squashing.
+    key : the cache key, a hash of the content.
+    """
+    if size < 1:
+        raise ValueError(f"size must be a positive number of pixels, got {size}")
+    digest = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is named in the data set's lists but is not there; "
+                                    "unpack the archive again") from None
+        digest.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    key = digest.hexdigest()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    target, shapes_target = cache_dir / f"images-{key[:20]}.npy", cache_dir / f"images-{key[:20]}-shapes.npy"
+    with FileLock(cache_dir / f"images-{key[:20]}.lock"):
+        try:
+            return np.load(target, mmap_mode="r"), np.load(shapes_target), key
+        except (FileNotFoundError, ValueError, EOFError):
+            _build(paths, size, target, shapes_target)
+    return np.load(target, mmap_mode="r"), np.load(shapes_target), key
+
+
+def _build(paths: Sequence[Path], size: int, target: Path, shapes_target: Path) -> None:
+    partial = target.with_suffix(".part")
+    shapes = np.zeros((len(paths), 2), dtype=np.int64)
+    try:
+        images = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), 3, size, size))
+
+        def fill(index: int) -> None:
+            images[index], shapes[index] = decode(paths[index], size)
+
+        # Pillow releases the interpreter lock while it decodes, so threads are enough
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(fill, range(len(paths))):  # a failure cancels what has not begun
+                pass
+        images.flush()
+        np.save(shapes_target, shapes)
+        os.replace(partial, target)  # last: this file's presence says that the cache is whole
+    finally:
+        partial.unlink(missing_ok=True)
