@@ -1,0 +1,408 @@
+"""Entropy, PC-softmax, pointwise and average mutual information, in nats.
+
+Notation: K classes, prior π (the training set's class shares), logits f of shape (..., K).
+PC-softmax is ``s_y = exp f_y / Σ_j π_j exp f_j`` (arXiv 1911.10688); its logarithm estimates
+PMI(x, y) = log p(y|x) / p(y). Everything runs through logsumexp and stays on the logits' device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Prior = Tensor | np.ndarray | Sequence[float]
+Kind = Literal["pc", "softmax"]
+Reading = Literal["pc", "softmax", "log_k_minus_ce"]
+Reduction = Literal["mean", "sum", "none"]
+
+NORMAL_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` independent samples with its standard error and 95 % interval (nats)."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def from_samples(cls, samples: Tensor) -> Estimate:
+        """Mean, standard error and normal 95 % interval of (N,) samples; one sample has an infinite interval.
+
+        >>> Estimate.from_samples(torch.tensor([1.0, 3.0])).stderr
+        1.0
+        """
+        samples = samples.detach().cpu().double()
+        n = samples.numel()
+        if n == 0:
+            raise ValueError("an estimate needs at least 1 sample, got 0; pass a non-empty held-out set")
+        value = float(samples.mean())
+        stderr = float(samples.std()) / math.sqrt(n) if n > 1 else math.inf
+        return cls(value, stderr, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr, n)
+
+
+def class_prior(
+    labels: Tensor | np.ndarray | Sequence[int], num_classes: int, smoothing: float = 0.0
+) -> Tensor:
+    """Class shares ``π_y = (n_y + smoothing) / (N + K smoothing)`` of a training set.
+
+    Parameters
+    ----------
+    labels : (N,) integers in [0, num_classes)
+    smoothing : pseudo-count added to every class; 0 counts only what is there
+
+    Returns
+    -------
+    (K,) float64
+
+    Raises
+    ------
+    ValueError
+        If labels are empty or out of range, or if a class is absent and ``smoothing`` is 0:
+        its log-prior would be −∞.
+
+    >>> class_prior([0, 0, 0, 1], num_classes=2)
+    tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+    if smoothing < 0 or not math.isfinite(smoothing):
+        raise ValueError(f"smoothing must be finite and at least 0, got {smoothing}; 0 or 1 is usual")
+    labels = torch.as_tensor(labels)
+    _check_labels(labels, num_classes)
+    counts = torch.bincount(labels.long(), minlength=num_classes).double()
+    absent = (counts == 0).nonzero().flatten().tolist()
+    if absent and smoothing == 0:
+        raise ValueError(
+            f"{_named('class', absent)} absent from the {labels.numel()} labels, but each of the "
+            f"{num_classes} classes needs a share above 0; lower num_classes, relabel, or pass smoothing > 0"
+        )
+    return (counts + smoothing) / (counts + smoothing).sum()
+
+
+def entropy(prior: Prior) -> Tensor:
+    """Entropy ``H(Y) = −Σ_y π_y log π_y`` of a (K,) prior, in nats, as a 0-d tensor.
+
+    >>> round(float(entropy([0.5, 0.5])), 6)
+    0.693147
+    """
+    prior = check_prior(prior)
+    return -(prior * prior.log()).sum()
+
+
+def log_pc_softmax(logits: Tensor, prior: Prior) -> Tensor:
+    """Log PC-softmax ``log s_y = f_y − logsumexp_j(f_j + log π_j)``; Σ_y π_y s_y = 1.
+
+    Parameters
+    ----------
+    logits : (..., K); half precision is computed in float32
+    prior : (K,) strictly positive, summing to 1
+
+    Returns
+    -------
+    (..., K) in nats. Logits are not checked for NaN or infinity here (that would stop a GPU's queue at
+    every step): they pass through.
+
+    >>> log_pc_softmax(torch.tensor([[0.0, 50.0]]), [0.25, 0.75])
+    tensor([[-49.7123,   0.2877]])
+    """
+    _check_logits(logits)
+    prior = check_prior(prior, logits.shape[-1])
+    return _log_pc_softmax(logits, prior)
+
+
+def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc") -> Tensor:
+    """Estimated ``PMI(x, y) = log p(y|x) − log π_y`` for every class.
+
+    ``kind="pc"``: logits of a PC-softmax classifier, ``log s_y``. ``kind="softmax"``: logits of a plain
+    softmax classifier trained under the prior, ``log softmax(g)_y − log π_y``.
+
+    Returns
+    -------
+    (..., K) in nats
+
+    Raises
+    ------
+    ValueError
+        On an unknown kind, wrong shapes, a bad prior or non-finite logits.
+
+    >>> pmi = pointwise_mutual_information(torch.zeros(1, 4), [0.25] * 4, kind="softmax")
+    >>> pmi.abs().max() < 1e-6
+    tensor(True)
+    """
+    _check_choice("kind", kind, get_args(Kind))
+    _check_logits(logits)
+    _check_finite(logits)
+    prior = check_prior(prior, logits.shape[-1])
+    if kind == "pc":
+        return _log_pc_softmax(logits, prior)
+    logits = _at_least_float32(logits)
+    return logits.log_softmax(-1) - _at_least_float32(prior).log().to(logits)
+
+
+def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Reading = "pc") -> Estimate:
+    """Estimate I(X; Y) from held-out pairs: the mean estimated PMI at the true labels.
+
+    Its expectation is a lower bound on I(X; Y) (Barber and Agakov 2003), tight when the classifier is exact.
+    ``kind="log_k_minus_ce"`` is ``log K − cross-entropy`` of a plain softmax, the reading of the official
+    code: it exceeds ``kind="softmax"`` by ``log K − H(Y)`` and is no bound unless labels are uniform.
+
+    Parameters
+    ----------
+    logits : (N, K)
+    labels : (N,) integers in [0, K)
+    prior : (K,) class shares of the training set
+
+    Returns
+    -------
+    Estimate
+        Nats, with a normal 95 % interval over the N pairs.
+
+    Raises
+    ------
+    ValueError
+        On an empty batch, wrong shapes, labels out of range, a bad prior or non-finite logits.
+
+    >>> logits = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
+    >>> round(mutual_information(logits, torch.tensor([0, 1]), [0.5, 0.5]).value, 4)  # log 2
+    0.6931
+    """
+    _check_choice("kind", kind, get_args(Reading))
+    _check_pairs(logits, labels)
+    _check_labels(labels, logits.shape[1])
+    if kind == "log_k_minus_ce":
+        check_prior(prior, logits.shape[1])
+        _check_finite(logits)
+        per_class = _at_least_float32(logits).log_softmax(-1) + math.log(logits.shape[1])
+    else:
+        per_class = pointwise_mutual_information(logits, prior, kind)
+    return Estimate.from_samples(per_class.gather(1, labels.long()[:, None]))  # (N, 1)
+
+
+class PCSoftmaxLoss(nn.Module):
+    """Negative log PC-softmax at the label, ``−f_y + logsumexp_j(f_j + log π_j)``.
+
+    Replaces ``nn.CrossEntropyLoss``. Its mean is minus the mutual-information estimate and may be negative. It
+    is logit-adjusted cross-entropy (Menon et al. 2021, τ = 1; balanced softmax, Ren et al. 2020) plus
+    ``log π_y``, which has no gradient. Predict with ``argmax f`` for balanced classes, or with :func:`shift_prior`.
+
+    Parameters
+    ----------
+    prior : (K,) class shares of the training set, kept as the buffer ``prior``
+    reduction : "mean", "sum" or "none"
+
+    Notes
+    -----
+    Half-precision logits are computed in float32, inside autocast or not. Each call checks shapes, dtypes and
+    (on the CPU) label range. Not checked, because looking would wait for the device at every step: NaN logits,
+    which give a NaN loss, and labels on an accelerator, where the device's own assertion stops the run.
+
+    >>> loss = PCSoftmaxLoss([0.9, 0.1])(torch.tensor([[4.0, -4.0]]), torch.tensor([0]))
+    >>> round(float(loss), 4)  # nearly log 0.9: at most −log π_y can be learned about class 0
+    -0.1053
+    """
+
+    prior: Tensor
+
+    def __init__(self, prior: Prior, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        _check_choice("reduction", reduction, get_args(Reduction))
+        self.reduction = reduction
+        self.register_buffer("prior", check_prior(prior).detach().clone())
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss in nats of (B, K) logits at (B,) integer labels: 0-d, or (B,) for reduction "none"."""
+        _check_pairs(logits, labels)
+        _check_width(self.prior, logits.shape[1])
+        if labels.device.type == "cpu":
+            _check_labels(labels, logits.shape[1])
+        losses = -_log_pc_softmax(logits, self.prior, labels.long())  # (B,)
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
+
+
+def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, kind: Kind = "pc") -> Tensor:
+    """Logits of the posterior under another class prior π′; predict with their argmax.
+
+    PC-softmax: ``f + log π′``. Plain softmax: ``g + log π′ − log π``; with π′ uniform this is post-hoc logit
+    adjustment (Menon et al. 2021).
+
+    Parameters
+    ----------
+    logits : (..., K)
+    train_prior : (K,) prior the classifier was trained under
+    test_prior : (K,) prior to predict under; None is uniform
+
+    Returns
+    -------
+    (..., K)
+
+    >>> shift_prior(torch.zeros(1, 2), [0.9, 0.1], None, kind="softmax").argmax(1)
+    tensor([1])
+    """
+    _check_choice("kind", kind, get_args(Kind))
+    _check_logits(logits)
+    _check_finite(logits)
+    logits, classes = _at_least_float32(logits), logits.shape[-1]
+    train = check_prior(train_prior, classes)
+    test = torch.full_like(train, 1 / classes) if test_prior is None else check_prior(test_prior, classes)
+    shift = test.log() if kind == "pc" else test.log() - train.to(test).log()
+    return logits + shift.to(logits)
+
+
+def recalls(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Share of each class's samples that are predicted right: (K,) float64, NaN for a class with no sample.
+
+    >>> recalls(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), num_classes=2)
+    tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+    _check_labels(labels, num_classes)
+    _check_predictions(predictions, labels)
+    total = torch.bincount(labels.long(), minlength=num_classes)
+    right = torch.bincount(labels.long()[predictions == labels], minlength=num_classes)
+    return right.double() / total
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Share of samples predicted right (micro average), in [0, 1].
+
+    >>> accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    0.5
+    """
+    _check_predictions(predictions, labels)
+    return float((predictions == labels).double().mean())
+
+
+def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> float:
+    """Mean recall over the classes that have samples (macro average), in [0, 1].
+
+    >>> per_class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), num_classes=2)
+    0.75
+    """
+    return float(recalls(predictions, labels, num_classes).nanmean())
+
+
+def check_prior(prior: Prior, num_classes: int | None = None) -> Tensor:
+    """The prior as a (K,) floating tensor, or a ValueError that names what is wrong with it.
+
+    >>> check_prior([0.5, 0.5], num_classes=2)
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    remedy = "class_prior(labels, num_classes) makes one from training labels"
+    prior = prior if isinstance(prior, Tensor) else torch.as_tensor(np.asarray(prior, dtype=np.float64))
+    if prior.ndim != 1 or prior.numel() == 0 or not prior.is_floating_point():
+        raise ValueError(
+            f"prior must be a floating (K,) vector, got {tuple(prior.shape)} of {prior.dtype}; {remedy}"
+        )
+    wrong = (~(prior > 0) | prior.isinf()).nonzero().flatten().tolist()  # ~(> 0) catches NaN too
+    if wrong:
+        raise ValueError(
+            f"prior must be finite and above 0, but is {float(prior[wrong[0]])} at {_named('class', wrong)}; "
+            f"{remedy} (with smoothing > 0 if a class is absent)"
+        )
+    total = float(prior.double().sum() if prior.device.type == "cpu" else prior.sum())
+    if abs(total - 1) > 1e-3:
+        raise ValueError(f"prior must sum to 1 within 0.001, got {total:.6g}; divide by the sum, or {remedy}")
+    if num_classes is not None:
+        _check_width(prior, num_classes)
+    return prior
+
+
+def _check_width(prior: Tensor, num_classes: int) -> None:
+    if prior.numel() != num_classes:
+        raise ValueError(
+            f"prior has {prior.numel()} classes but the logits have {num_classes};"
+            " use the prior of this classifier's own training set"
+        )
+
+
+def _log_pc_softmax(logits: Tensor, prior: Tensor, labels: Tensor | None = None) -> Tensor:
+    """log s of every class, or only at ``labels``: (..., K) or (B,)."""
+    logits = _at_least_float32(logits)
+    # Subtracting the largest logit before adding log π keeps log π's digits when logits are large.
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    log_prior = _at_least_float32(prior).log().to(logits)
+    normaliser = torch.logsumexp(shifted + log_prior, -1, keepdim=True)
+    chosen = shifted if labels is None else shifted.gather(1, labels[:, None])
+    return chosen - normaliser if labels is None else (chosen - normaliser)[:, 0]
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        given = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"logits must be a floating-point tensor, got {given}; convert with .float()")
+    if logits.ndim == 0 or logits.numel() == 0:
+        raise ValueError(
+            f"logits must be (..., K) with at least one sample and class, got {tuple(logits.shape)};"
+            " skip empty batches"
+        )
+
+
+def _check_pairs(logits: Tensor, labels: Tensor) -> None:
+    _check_logits(logits)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be (B, K) and labels (B,), got {tuple(logits.shape)} and {tuple(labels.shape)};"
+            " flatten extra axes, and give class numbers rather than one-hot rows"
+        )
+    _check_integers("labels", labels)
+
+
+def _check_finite(logits: Tensor) -> None:
+    finite = logits.isfinite()
+    if not bool(finite.all()):
+        bad = logits[~finite]
+        raise ValueError(
+            f"logits must be finite, but {bad.numel()} of {logits.numel()} are not (first: {float(bad[0])});"
+            " training diverged or a class was masked: lower the learning rate, or drop masked classes"
+        )
+
+
+def _check_integers(name: str, values: Tensor) -> None:
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {values.dtype}; convert with .long()")
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.ndim != 1 or labels.numel() == 0:
+        raise ValueError(f"labels must be a non-empty (N,) vector, got shape {tuple(labels.shape)}")
+    _check_integers("labels", labels)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels must lie in [0, {num_classes - 1}], got {low if low < 0 else high};"
+            " number the classes from 0, or raise num_classes"
+        )
+
+
+def _check_predictions(predictions: Tensor, labels: Tensor) -> None:
+    if predictions.shape != labels.shape or labels.ndim != 1 or labels.numel() == 0:
+        raise ValueError(
+            f"predictions and labels must be non-empty (N,) vectors of one length, got "
+            f"{tuple(predictions.shape)} and {tuple(labels.shape)}; predict with logits.argmax(-1)"
+        )
+
+
+def _named(noun: str, indices: list[int]) -> str:
+    """'class 3', or 'classes 1, 2, 3, … (12 in all)'."""
+    if len(indices) == 1:
+        return f"{noun} {indices[0]}"
+    shown = ", ".join(map(str, indices[:10]))
+    return f"{noun}es {shown}" + (f", … ({len(indices)} in all)" if len(indices) > 10 else "")
