@@ -107,7 +107,8 @@ def _check_range(name: str, values: Tensor, count: int) -> None:
 class Geometry:
     """From a stored square image to the network's input: squash to `resize`, then crop `crop` centred.
 
-    None keeps the size that is there. The crop starts at floor((resize - crop) / 2).
+    None keeps the size that is there. The crop starts at floor((resize - crop) / 2). `flip` lets training
+    mirror images; it is off for what has a reading direction, such as digits.
 
     Examples
     --------
@@ -117,6 +118,7 @@ class Geometry:
 
     resize: int | None = None
     crop: int | None = None
+    flip: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("resize", self.resize), ("crop", self.crop)):
@@ -171,7 +173,7 @@ def prepare(images: Tensor, geometry: Geometry, train: bool = False,
     else:
         pixels = images
     if train:
-        pixels = _random_crop_and_flip(pixels, side, generator)
+        pixels = _random_crop_and_flip(pixels, side, geometry.flip, generator)
     else:
         start = (resized - side) // 2
         pixels = pixels[..., start:start + side, start:start + side]
@@ -180,12 +182,12 @@ def prepare(images: Tensor, geometry: Geometry, train: bool = False,
     return (pixels.float() - mean) / std
 
 
-def _random_crop_and_flip(pixels: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
+def _random_crop_and_flip(pixels: Tensor, side: int, flip: bool, generator: torch.Generator | None) -> Tensor:
     """One gather: each image's rows from a random start, its columns likewise, half of them reversed."""
     batch, device = len(pixels), pixels.device
     room = pixels.shape[-1] - side
     starts = torch.randint(0, room + 1, (2, batch, 1), generator=generator)
-    flipped = torch.rand(batch, 1, generator=generator) < 0.5
+    flipped = torch.rand(batch, 1, generator=generator) < (0.5 if flip else 0.0)
     steps = torch.arange(side)
     rows = (starts[0] + steps).to(device)  # (B, side)
     columns = torch.where(flipped, starts[1] + steps.flip(0), starts[1] + steps).to(device)  # (B, side)
