@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -83,7 +84,8 @@ def cached(
 ) -> dict[str, Tensor]:
     """Tensors made once per `key` and kept in ``<data_root>/cache/<kind>-<sha>.pt``.
 
-    Two processes that want the same key do the work once: the second waits. A damaged file is made again.
+    Two processes that want the same key do the work once: the second waits. A damaged file is made again, and so
+    is one older than $INFOCAM_FRESH_SINCE (seconds since 1970), by which a run starts over.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def cached(
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if path.exists():
+        if path.exists() and path.stat().st_mtime >= float(os.environ.get("INFOCAM_FRESH_SINCE", 0)):
             with contextlib.suppress(RuntimeError, pickle.UnpicklingError, EOFError):
                 return torch.load(path, map_location="cpu", weights_only=True)
         # A clone, because saving a view would save all of what it is a view of.
@@ -120,13 +122,30 @@ def cached(
 
 
 def fingerprint(*sources: ModuleType | str | Path) -> str:
-    """sha256 over the text of modules or files, for keys that must change when the code does."""
+    """sha256 over modules or files, for keys that must change when the code does.
+
+    Of Python, comments, docstrings and layout do not count: editing them must not throw away an hour of computing.
+    """
     digest = hashlib.sha256()
     for source in sources:
         path = Path(str(source.__file__) if isinstance(source, ModuleType) else source)
         content = path.read_bytes()
+        if path.suffix == ".py":
+            content = _code_alone(content)
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _code_alone(source: bytes) -> bytes:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
+    return ast.dump(tree).encode()
+
+
+def _is_text(statement: ast.AST) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(getattr(statement.value, "value", None), str)
 
 
 def report_progress(text: str, done: int | None = None, total: int | None = None) -> None:

@@ -282,12 +282,14 @@ def test_two_processes_do_the_work_once(tmp_path):
     assert started.empty()
 
 
-def test_fingerprint_follows_the_text(tmp_path):
+def test_fingerprint_follows_the_code_not_its_layout(tmp_path):
     a, b = tmp_path / "a.py", tmp_path / "b.py"
     a.write_text("x = 1")
     b.write_text("y = 1")
     before = records.fingerprint(a, b)
     assert before == records.fingerprint(str(a), b)
+    b.write_text('"""What y is."""\ny=1  # one\n')
+    assert records.fingerprint(a, b) == before
     b.write_text("y = 2")
     assert records.fingerprint(a, b) != before
     assert records.fingerprint(storage) == records.fingerprint(storage.__file__)
