@@ -107,7 +107,7 @@ def _check_range(name: str, values: Tensor, count: int) -> None:
 class Geometry:
     """From a stored square image to the network's input: squash to `resize`, then crop `crop` centred.
 
-    None keeps the size that is there. The crop starts at floor((resize - crop) / 2). `flip` lets training
+    None keeps the size that is there. `flip` lets training
     mirror images; it is off for what has a reading direction, such as digits.
 
     Examples
@@ -141,7 +141,12 @@ class Geometry:
         A box that lies wholly outside the crop ends with no area: no map can hit it.
         """
         resized, side = self.sizes(stored_size)
-        return (boxes * (resized / stored_size) - (resized - side) // 2).clamp(0, side)
+        return (boxes * (resized / stored_size) - crop_start(resized, side)).clamp(0, side)
+
+
+def crop_start(resized: int, side: int) -> int:
+    """First row and column of the centre crop, rounded as torchvision's CenterCrop does."""
+    return round((resized - side) / 2)
 
 
 def prepare(images: Tensor, geometry: Geometry, train: bool = False,
@@ -175,7 +180,7 @@ def prepare(images: Tensor, geometry: Geometry, train: bool = False,
     if train:
         pixels = _random_crop_and_flip(pixels, side, geometry.flip, generator)
     else:
-        start = (resized - side) // 2
+        start = crop_start(resized, side)
         pixels = pixels[..., start:start + side, start:start + side]
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=images.device).mul_(255)[:, None, None]
