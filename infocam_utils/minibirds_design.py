@@ -22,7 +22,7 @@ from infocam_utils.information import Prior, check_prior
 from infocam_utils.minibirds_drawing import PARTS
 
 VALUES = tuple(len(colours) for colours in PARTS.values())  # (6, 6, 4, 4)
-#: One row per class: the values of crown, breast, wing bar and tail. Any two rows differ in two parts or more,
+#: One row per class: values of crown, breast, wing bar and tail. Any two rows differ in two parts or more,
 #: so one changed colour never makes another kind; the 33 pairs that differ in just two are the look-alikes.
 #: Found by a greedy search in random order.
 PROTOTYPES = np.array(
@@ -125,7 +125,8 @@ def bayes_accuracy(
 ) -> float:
     """Exact accuracy, in [0, 1], of the most probable ("map") or most likely ("ml") class given the colours.
 
-    "micro" weights classes by the prior; "macro" is the mean of the classes' recalls.
+    "micro" weights classes by the prior; "macro" is the mean of the classes' recalls. Classes that tie share
+    the bird evenly.
 
     >>> round(bayes_accuracy(), 3)
     0.837
@@ -134,9 +135,9 @@ def bayes_accuracy(
         raise ValueError(f"rule is 'map' or 'ml', average 'micro' or 'macro'; got {rule!r} and {average!r}")
     prior = check_design(num_classes, epsilon, prior)
     log_likelihood = _log_likelihood(_all_attributes(), num_classes, epsilon)
-    choice = (log_likelihood + prior.log() if rule == "map" else log_likelihood).argmax(1)  # (576,)
-    hit = torch.nn.functional.one_hot(choice, num_classes)
-    recalls = (hit * log_likelihood.exp()).sum(0)  # (K,)
+    score = log_likelihood + prior.log() if rule == "map" else log_likelihood  # (576, K)
+    best = (score > score.amax(1, keepdim=True) - 1e-9).double()  # rounding must not decide between ties
+    recalls = (best / best.sum(1, keepdim=True) * log_likelihood.exp()).sum(0)  # (K,)
     return float(recalls.mean() if average == "macro" else recalls @ prior)
 
 
