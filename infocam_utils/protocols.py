@@ -1,0 +1,152 @@
+"""How a data set becomes a classifier: the protocol, and networks that are trained once.
+
+Networks are cached under a key of everything that can change them (images, settings, seed, code), so
+notebooks 03 and 04 share them and a second run takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from infocam_utils import images, information, models, records, training
+from infocam_utils.images import Geometry, ImageSet
+from infocam_utils.information import PCSoftmaxLoss, class_prior
+from infocam_utils.models import Classifier
+
+Kind = Literal["softmax", "pc"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a classifier is made for a data set.
+
+    Attributes
+    ----------
+    backbone, weights, stride : see :func:`infocam_utils.models.classifier`
+    size : side of the decoded images, in pixels; geometry : from there to the network's input
+    frozen : only a linear head is trained, on features computed once (the paper's CUB protocol)
+    passes : training images seen, epochs times images; head_optimizer : of a frozen protocol's head
+    """
+
+    backbone: str
+    weights: str | None
+    stride: int | None
+    size: int
+    geometry: Geometry
+    frozen: bool
+    passes: int
+    batch_size: int = 128
+    lr: float = 4e-3
+    weight_decay: float = 0.05
+    head_optimizer: Literal["adamw", "lbfgs"] = "lbfgs"
+    head_decay: float = 1e-4
+
+    @property
+    def label(self) -> str:
+        """A line for tables and keys."""
+        stride = f", stride {self.stride}" if self.stride else ""
+        return f"{self.backbone}{stride}, {'frozen, linear head' if self.frozen else 'trained'}"
+
+
+def protocol(
+    dataset: str,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    stride: int | None = None,
+    frozen: bool | None = None,
+    passes: int | None = None,
+) -> Protocol:
+    """The default protocol of a data set, with what the caller wants otherwise.
+
+    Drawn birds and digits train a small residual network from scratch. Photographs take a pretrained
+    network at 224 pixels, by default MobileNetV2 with its convolutions frozen; ``frozen=False`` fine-tunes
+    all of it. CUB photographs (``cub200`` or a folder) are squashed to 256 pixels and cropped to 224, as in
+    the paper; the 64 pixels of Tiny-ImageNet (``tiny-imagenet``, or a folder whose name holds that) are
+    enlarged to 224.
+
+    >>> protocol("minibirds").label, protocol("cub200", weights="imagenet").geometry.crop
+    ('small_resnet, trained', 224)
+    """
+    small = {"digits": (16, Geometry(flip=False), 12_000), "minibirds": (64, Geometry(), 40_000)}
+    if dataset in small:
+        size, geometry, budget = small[dataset]
+        made = Protocol(backbone or "small_resnet", None, stride, size, geometry, bool(frozen), budget)
+    else:
+        tiny = "tiny-imagenet" in Path(dataset).name
+        size, geometry = (64, Geometry(224, 224)) if tiny else (256, Geometry(256, 224))
+        frozen = frozen is None or frozen
+        made = Protocol(
+            backbone or "mobilenet_v2", "imagenet", stride, size, geometry, frozen, 60_000,
+            lr=4e-3 if frozen else 5e-4, batch_size=64,
+        )  # fmt: skip
+    if weights is not None:
+        made = replace(made, weights=str(weights))
+    return made if passes is None else replace(made, passes=passes)
+
+
+def untrained(how: Protocol, num_classes: int, seed: int) -> Classifier:
+    """The protocol's classifier before training; its random weights come from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.classifier(how.backbone, num_classes, how.weights, stride=how.stride)
+
+
+def loss_of(kind: Kind, prior: Tensor) -> nn.Module:
+    """Cross-entropy of the plain softmax, or of the probability-corrected one.
+
+    >>> type(loss_of("pc", torch.tensor([0.5, 0.5]))).__name__
+    'PCSoftmaxLoss'
+    """
+    if kind not in ("softmax", "pc"):
+        raise ValueError(f"kind must be 'softmax' or 'pc', was {kind!r}")
+    return PCSoftmaxLoss(prior) if kind == "pc" else nn.CrossEntropyLoss()
+
+
+def network(
+    train: ImageSet,
+    how: Protocol,
+    kind: Kind = "softmax",
+    seed: int = 0,
+    *,
+    log_prior_bias: bool = False,
+    cache_dir: Path | None = None,
+) -> Classifier:
+    """The protocol's network trained on `train`, from the cache when it was trained before.
+
+    `log_prior_bias` starts the head at log π, so that a plain softmax need not learn the class shares.
+    An interrupted training resumes from its last epoch.
+    """
+    model = untrained(how, train.num_classes, seed)
+    if how.frozen:
+        return model
+    prior = class_prior(train.labels, train.num_classes)
+    if log_prior_bias:
+        training.initialise_bias(model.linear, prior)
+    epochs = max(1, round(how.passes / len(train)))
+    key = {
+        "images": train.key, "protocol": asdict(how), "kind": kind, "seed": seed, "bias": log_prior_bias,
+        "weights": models.weights_digest(how.weights), "classes": train.num_classes,
+        "code": records.fingerprint(training, models, images, information),
+    }  # fmt: skip
+    folder = cache_dir if cache_dir is not None else records.data_root() / "cache"
+
+    def fitted() -> dict[str, Tensor]:
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        checkpoint = folder / f"checkpoint-{name}.pt"
+        training.fit(
+            model, train, loss_of(kind, prior), geometry=how.geometry, epochs=epochs, lr=how.lr,
+            batch_size=how.batch_size, weight_decay=how.weight_decay, seed=seed, checkpoint=checkpoint,
+        )  # fmt: skip
+        checkpoint.unlink(missing_ok=True)
+        return dict(model.state_dict())
+
+    model.load_state_dict(records.cached("network", key, fitted, folder))
+    return model.eval()
