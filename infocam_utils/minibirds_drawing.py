@@ -139,8 +139,8 @@ def _pose(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     for s in upright:  # legs stay vertical, as they do on a branch
         points[s] = points[s] @ _rotation(lean)
     points *= (0.92 + 0.16 * u[3], 0.92 + 0.16 * u[4])
-    points *= size * (0.25 + 0.11 * u[5])
-    feet = feet * size * (0.25 + 0.11 * u[5])
+    scale = size * (0.25 + 0.11 * u[5])
+    points, feet = points * scale, feet * scale
     if u[6] < 0.5:
         points[:, 0] *= -1
         feet[0] *= -1
@@ -151,10 +151,8 @@ def _pose(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Smallest half-open box around the true pixels; all zeros when there are none."""
+    """Smallest half-open box around the true pixels."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(columns):
-        return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
@@ -177,7 +175,7 @@ def render(attributes: np.ndarray, rng: np.random.Generator, size: int = 64) -> 
     points, feet = _pose(u[:11], size)
     points, (x, y) = 2 * points, 2 * feet
 
-    # Scenery, behind the bird: leaves and spots in birds' colours, then the branch under its feet.
+    # Scenery, behind the bird: leaves in birds' colours, then the branch under its feet.
     width = 2.0 * size
     for i in range(int(2 + 4 * u[63])):  # at most 5
         cx, cy, length, breadth, angle = u[11 + 5 * i :][:5]
