@@ -428,7 +428,7 @@ def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
 
         if probe is None:
             channels = next((m.in_channels for m in modules.values() if isinstance(m, nn.Conv2d)), 3)
-            probe = torch.randn(2, channels, 224, 224, generator=torch.Generator().manual_seed(0))
+            probe = torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0))
         probe = probe.to(linear.weight.device, linear.weight.dtype)
         with evaluation_mode(adapted), torch.inference_mode():
             expected, maps = model(probe), adapted.forward_features(probe)

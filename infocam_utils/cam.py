@@ -1,0 +1,275 @@
+"""Class activation maps and infoCAM: where in an image the evidence for a class, against another, lies.
+
+With features `F`, class weights `W` and global average pooling, the difference of two logits is that of two
+pointwise mutual informations, `PMI(x, y) − PMI(x, y') = f_y − f_y'`, and, up to a difference of biases, the
+spatial mean of `(W_y − W_y') · F`. That map is infoCAM; summed over a region around every cell, infoCAM+.
+Unlike CAM, `W_y · F`, it does not change when one vector is added to every row of `W`, and no more does the
+softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infocam_utils.models import adapt, evaluation_mode
+
+Against = Literal["others", "least_likely", "runner_up"] | None
+Padding = Literal["same", "full"]
+
+
+def _check(features: Tensor, weight: Tensor) -> None:
+    if features.ndim != 4 or features.numel() == 0:
+        raise ValueError(f"features must be (B, C, h, w) and not empty, were {tuple(features.shape)}")
+    if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"weight must be (K, {features.shape[1]}) for these features, was {tuple(weight.shape)}"
+        )
+
+
+def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
+    """The map of every class, `einsum('kc,bchw->bkhw', weight, features)` (Zhou et al. 2016).
+
+    Parameters
+    ----------
+    features : (B, C, h, w), what enters the global average pooling
+    weight : (K, C), of the linear layer
+
+    Returns
+    -------
+    (B, K, h, w), signed. The spatial mean plus the bias is the logit. `info_cam` needs no map of every class.
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, an empty batch
+
+    Examples
+    --------
+    >>> class_activation_maps(torch.ones(1, 2, 1, 3), torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist()
+    [[[[1.0, 1.0, 1.0]], [[2.0, 2.0, 2.0]]]]
+    """
+    _check(features, weight)
+    dtype = torch.promote_types(features.dtype, weight.dtype)
+    # Not einsum, which copies the features to bring C to the front; here the result is all that is allocated.
+    flat = features.to(dtype).flatten(2)  # (B, C, h·w)
+    maps = torch.bmm(weight.to(dtype).expand(len(flat), -1, -1), flat)  # (B, K, h·w)
+    return maps.unflatten(2, features.shape[2:])
+
+
+def contrast_weights(
+    weight: Tensor, labels: Tensor, against: Against, logits: Tensor | None = None
+) -> Tensor:
+    """The weight vector whose map is drawn for each image: `W_y`, or `W_y` minus that of the rival.
+
+    `others` subtracts the mean of the other K − 1 rows, `least_likely` and `runner_up` the row of the class
+    with the smallest or largest logit *except y*: were y its own rival, the map would be zero.
+
+    Parameters
+    ----------
+    weight : (K, D); the linear layer's weight, or its bias or the transposed logits as a matrix
+    labels : (B,) class y of each image
+    against : `others`, `least_likely`, `runner_up`, or None for CAM
+    logits : (B, K), which `least_likely` and `runner_up` need
+
+    Returns
+    -------
+    (B, D)
+
+    Raises
+    ------
+    ValueError : labels out of range, logits missing, of the wrong shape or not finite, fewer than two classes
+
+    Examples
+    --------
+    >>> weight, logits = torch.tensor([[6.0], [1.0], [3.0]]), torch.tensor([[0.0, 2.0, 1.0]])
+    >>> [contrast_weights(weight, torch.tensor([0]), a, logits).item()
+    ...  for a in (None, "others", "least_likely", "runner_up")]
+    [6.0, 4.0, 3.0, 5.0]
+    """
+    classes = len(weight)
+    if (
+        labels.ndim != 1
+        or labels.dtype.is_floating_point
+        or labels.dtype.is_complex
+        or labels.dtype == torch.bool
+    ):
+        raise ValueError(f"labels must be (B,) integers, were {tuple(labels.shape)} of {labels.dtype}")
+    labels = labels.to(weight.device, torch.int64)
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        span = f"{int(labels.min())}..{int(labels.max())}"
+        raise ValueError(f"labels must lie in 0..{classes - 1}, the rows of weight, were in {span}")
+    if logits is not None:
+        if logits.shape != (len(labels), classes):
+            expected = (len(labels), classes)
+            raise ValueError(f"logits must be (B, K) = {expected}, were {tuple(logits.shape)}")
+        if not logits.isfinite().all():
+            bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+            raise ValueError(
+                f"logits of images {bad[:5]} of the batch are not finite; check the input and weights"
+            )
+    own = weight[labels]  # (B, D)
+    if against is None:
+        return own
+    if classes < 2:
+        raise ValueError(
+            f"a contrast needs at least 2 classes, weight has {classes}; pass against=None for CAM"
+        )
+    if against == "others":
+        return own - (weight.sum(0) - own) / (classes - 1)
+    if against not in ("least_likely", "runner_up"):
+        raise ValueError(f"against must be 'others', 'least_likely', 'runner_up' or None, was {against!r}")
+    if logits is None:
+        raise ValueError(f"against={against!r} depends on the image; pass logits=model(images)")
+    sign = 1 if against == "runner_up" else -1
+    rivals = (
+        (sign * logits.to(weight.device)).scatter(1, labels[:, None], -torch.inf).argmax(1)
+    )  # never y itself
+    return own - weight[rivals]
+
+
+def region_sum(maps: Tensor, region: int, padding: Padding = "same") -> Tensor:
+    """Sum every map over the `region` x `region` cells around each cell, zero outside: the "+" of infoCAM+.
+
+    `full` pads by `region` − 1 as the official code does (region 4 on CUB, 3 on Tiny-ImageNet) and the map
+    grows to h + region − 1; stretched over the image, what it shows shrinks by h / (h + region − 1).
+    `same` keeps the size; an even region reaches one cell further right and down than left and up.
+
+    Examples
+    --------
+    >>> region_sum(torch.tensor([[[1.0, 2.0, 3.0]]]), 2, "full")
+    tensor([[[1., 3., 5., 3.],
+             [1., 3., 5., 3.]]])
+    """
+    if region < 1:
+        raise ValueError(f"region must be at least 1 cell, was {region}; 1 leaves the map as it is")
+    if padding not in ("same", "full"):
+        raise ValueError(f"padding must be 'same' or 'full', was {padding!r}")
+    if region == 1:
+        return maps
+    before, after = (region - 1, region - 1) if padding == "full" else ((region - 1) // 2, region // 2)
+    padded = F.pad(maps, (before, after, before, after))
+    return F.avg_pool2d(padded[:, None], region, stride=1, divisor_override=1)[:, 0]
+
+
+def info_cam(
+    features: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    against: Against = "others",
+    logits: Tensor | None = None,
+    region: int = 1,
+    padding: Padding = "same",
+) -> Tensor:
+    """infoCAM: the map of class y minus that of its rival, summed over a region if `region` > 1 (infoCAM+).
+
+    Parameters
+    ----------
+    features : (B, C, h, w), what enters the global average pooling
+    weight : (K, C), of the linear layer
+    labels : (B,) class y of each image
+    against : the rival: the mean of the `others`, the `least_likely` class, the `runner_up`; None gives CAM
+    logits : (B, K), needed by `least_likely` and `runner_up`
+    region, padding : see `region_sum`
+
+    Returns
+    -------
+    (B, h, w), or (B, h + region − 1, w + region − 1) with `full` padding; signed, in nats of PMI difference.
+    Without region sum, its spatial mean plus the difference of biases is `f_y − f_rival` (completeness).
+    Where the rows of `weight` sum to zero, as weight decay makes them, `others` is K / (K − 1) times CAM.
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, labels out of range, missing logits, an unknown option
+
+    Examples
+    --------
+    >>> features, weight = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.eye(2)
+    >>> info_cam(features, weight, torch.tensor([0]))
+    tensor([[[ 1., -1.]]])
+    """
+    _check(features, weight)
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"labels must be ({len(features)},), one per image, were {tuple(labels.shape)}")
+    vectors = contrast_weights(weight, labels, against, logits)  # (B, C)
+    dtype = torch.promote_types(features.dtype, weight.dtype)
+    maps = torch.einsum("bc,bchw->bhw", vectors.to(features.device, dtype), features.to(dtype))
+    return region_sum(maps, region, padding)
+
+
+@dataclass(frozen=True)
+class CamOutput:
+    """What `InfoCAM` returns for a batch: maps (B, h, w), logits (B, K), the labels (B,) the maps are for."""
+
+    maps: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+class InfoCAM:
+    """infoCAM of any classifier that ends in global average pooling and one linear layer.
+
+    In the `with` block the model is in evaluation mode; afterwards every submodule has its own mode back,
+    also after an exception. No hooks, no gradients, one pass per batch in the model's device and dtype.
+
+    Parameters
+    ----------
+    model : a `Classifier`, or a torchvision or user model that `adapt` accepts
+    against, region, padding : see `info_cam`
+
+    Raises
+    ------
+    ValueError : the model has another form, an unknown option, images or labels that do not fit
+
+    Examples
+    --------
+    >>> from infocam_utils.models import classifier
+    >>> with InfoCAM(classifier("small_resnet", num_classes=20), against="least_likely") as cam:
+    ...     output = cam(torch.randn(4, 3, 64, 64))
+    >>> output.maps.shape, output.logits.shape, output.labels.shape
+    (torch.Size([4, 8, 8]), torch.Size([4, 20]), torch.Size([4]))
+    """
+
+    def __init__(
+        self, model: nn.Module, against: Against = "least_likely", region: int = 1, padding: Padding = "same"
+    ) -> None:
+        # Options are refused here, before any image is computed.
+        region_sum(torch.zeros(1, 1, 1), region, padding)
+        contrast_weights(torch.zeros(2, 1), torch.tensor([0]), against, torch.zeros(1, 2))
+        self.model, self.classifier = model, adapt(model)
+        self.against, self.region, self.padding = against, region, padding
+        self._open: ExitStack | None = None
+
+    def __enter__(self) -> InfoCAM:
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.model, self.classifier))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def __call__(self, images: Tensor, labels: Tensor | Sequence[int] | None = None) -> CamOutput:
+        """Maps of images (B, 3, H, W) for the given labels (B,), or for the predicted ones."""
+        if self._open is None:
+            raise RuntimeError("use it inside its block: with InfoCAM(model) as cam: output = cam(images)")
+        if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+            found = f"{tuple(images.shape)} of {images.dtype}"
+            raise ValueError(
+                f"images must be (B, 3, H, W), floating and not empty, were {found}; normalise them first"
+            )
+        head = self.classifier.linear
+        with torch.inference_mode():
+            features = self.classifier.forward_features(images.to(head.weight.device, head.weight.dtype))
+            logits = head(self.classifier.pool(features))  # (B, K)
+            chosen = logits.argmax(1) if labels is None else torch.as_tensor(labels, device=logits.device)
+            maps = info_cam(features, head.weight, chosen, self.against, logits, self.region, self.padding)
+        # Cloned outside inference mode, results are ordinary tensors, which may be changed in place.
+        return CamOutput(maps.clone(), logits.clone(), chosen.clone())

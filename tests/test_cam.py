@@ -1,0 +1,342 @@
+"""CAM and infoCAM: against a naive loop, and by the identities that make them maps of information."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from infocam_utils.cam import InfoCAM, class_activation_maps, contrast_weights, info_cam, region_sum
+from infocam_utils.models import Classifier, classifier
+
+VARIANTS = (None, "others", "least_likely", "runner_up")
+K, C = 7, 5
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """features, weight, bias, logits, labels; labels[0] is least likely, labels[1] likeliest."""
+    torch.manual_seed(0)
+    features = torch.randn(6, C, 4, 3, dtype=torch.float64)
+    weight, bias = torch.randn(K, C, dtype=torch.float64), torch.randn(K, dtype=torch.float64)
+    logits = features.mean((2, 3)) @ weight.T + bias
+    labels = torch.randint(K, (6,))
+    labels[0], labels[1] = logits[0].argmin(), logits[1].argmax()
+    return features, weight, bias, logits, labels
+
+
+def naive(
+    features: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    against: str | None,
+    logits: Tensor,
+    region: int,
+    padding: str,
+) -> Tensor:
+    """The definition, cell by cell, in plain Python."""
+    size, channels, height, width = features.shape
+    before = region - 1 if padding == "full" else (region - 1) // 2
+    grow = region - 1 if padding == "full" else 0
+    out = torch.zeros(size, height + grow, width + grow, dtype=torch.float64)
+    for image in range(size):
+        label, others = int(labels[image]), [k for k in range(len(weight)) if k != int(labels[image])]
+        chosen = {
+            None: [],
+            "others": others,
+            "least_likely": [min(others, key=lambda k: float(logits[image, k]))],
+            "runner_up": [max(others, key=lambda k: float(logits[image, k]))],
+        }[against]
+        cells = [[0.0] * width for _ in range(height)]
+        for u in range(height):
+            for v in range(width):
+                for c in range(channels):
+                    rival = sum(float(weight[k, c]) for k in chosen) / max(len(chosen), 1)
+                    cells[u][v] += (float(weight[label, c]) - rival) * float(features[image, c, u, v])
+        for u in range(height + grow):
+            for v in range(width + grow):
+                for du in range(region):
+                    for dv in range(region):
+                        if 0 <= u + du - before < height and 0 <= v + dv - before < width:
+                            out[image, u, v] += cells[u + du - before][v + dv - before]
+    return out
+
+
+@pytest.mark.parametrize("against", VARIANTS)
+@pytest.mark.parametrize(
+    ("region", "padding"), [(1, "same"), (2, "same"), (3, "same"), (3, "full"), (4, "full")]
+)
+def test_info_cam_is_its_definition(batch, against, region, padding):
+    features, weight, _, logits, labels = batch
+    maps = info_cam(features, weight, labels, against, logits, region, padding)
+    torch.testing.assert_close(maps, naive(features, weight, labels, against, logits, region, padding))
+
+
+def test_class_activation_maps_are_the_einsum_and_their_means_the_logits(batch):
+    features, weight, bias, logits, _ = batch
+    maps = class_activation_maps(features, weight)
+    torch.testing.assert_close(maps, torch.einsum("kc,bchw->bkhw", weight, features))
+    torch.testing.assert_close(maps.mean((2, 3)) + bias, logits)
+    last = features.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(class_activation_maps(last, weight), maps)
+
+
+@pytest.mark.parametrize("against", VARIANTS[1:])
+def test_completeness(batch, against):
+    """The mean of the map plus the bias difference is f_y − f_rival, found here from the logits alone."""
+    features, weight, bias, logits, labels = batch
+    own = logits.gather(1, labels[:, None])[:, 0]
+    rest = logits.masked_fill(nn.functional.one_hot(labels, K).bool(), math.nan)
+    rival = {
+        "others": rest.nanmean(1),
+        "least_likely": rest.nan_to_num(math.inf).amin(1),
+        "runner_up": rest.nan_to_num(-math.inf).amax(1),
+    }[against]
+    mean = info_cam(features, weight, labels, against, logits).mean((1, 2))
+    bias_difference = contrast_weights(bias[:, None], labels, against, logits)[:, 0]
+    torch.testing.assert_close(mean + bias_difference, own - rival)
+
+
+@pytest.mark.parametrize("against", VARIANTS)
+def test_gauge(batch, against):
+    """A vector added to every row of the weight changes CAM, but neither the softmax nor any contrast."""
+    features, weight, bias, logits, labels = batch
+    moved = weight + 3 * torch.randn(1, C, dtype=torch.float64)
+    moved_logits = features.mean((2, 3)) @ moved.T + bias
+    torch.testing.assert_close(moved_logits.softmax(1), logits.softmax(1))
+    before = info_cam(features, weight, labels, against, logits, region=2, padding="full")
+    after = info_cam(features, moved, labels, against, moved_logits, region=2, padding="full")
+    if against is None:
+        assert (after - before).abs().max() > 1
+    else:
+        torch.testing.assert_close(after, before)
+
+
+def test_mean_of_others_is_a_multiple_of_cam_where_the_rows_sum_to_zero(batch):
+    features, weight, _, _, labels = batch
+    centred = weight - weight.mean(0)
+    contrast = info_cam(features, centred, labels, "others")
+    torch.testing.assert_close(contrast, K / (K - 1) * info_cam(features, centred, labels, None))
+    # and that is infoCAM of the weight as it was
+    torch.testing.assert_close(contrast, info_cam(features, weight, labels, "others"))
+
+
+def test_with_two_classes_all_rivals_are_the_other_class(batch):
+    features, weight, _, logits, labels = batch
+    maps = [info_cam(features, weight[:2], labels % 2, a, logits[:, :2]) for a in VARIANTS[1:]]
+    torch.testing.assert_close(maps[0], maps[1])
+    torch.testing.assert_close(maps[0], maps[2])
+
+
+@pytest.mark.parametrize("against", VARIANTS)
+def test_a_batch_is_its_images(batch, against):
+    features, weight, _, logits, labels = batch
+    whole = info_cam(features, weight, labels, against, logits, 3)
+    single = [
+        info_cam(features[i : i + 1], weight, labels[i : i + 1], against, logits[i : i + 1], 3)
+        for i in range(6)
+    ]
+    torch.testing.assert_close(whole, torch.cat(single), rtol=1e-12, atol=1e-12)
+
+
+def test_an_image_whose_label_is_least_likely_still_has_a_map(batch):
+    features, weight, _, logits, labels = batch
+    assert labels[0] == logits[0].argmin()
+    assert info_cam(features, weight, labels, "least_likely", logits)[0].abs().max() > 0.1
+    assert labels[1] == logits[1].argmax()
+    assert info_cam(features, weight, labels, "runner_up", logits)[1].abs().max() > 0.1
+
+
+def test_nothing_of_the_caller_is_changed(batch):
+    copies = [tensor.clone() for tensor in batch]
+    for against in VARIANTS:
+        info_cam(batch[0], batch[1], batch[4], against, batch[3], 2, "full")
+    assert all(torch.equal(a, b) for a, b in zip(batch, copies, strict=True))
+
+
+def test_full_region_sum_is_mass_times_area():
+    maps = torch.rand(2, 5, 4, dtype=torch.float64)
+    full = region_sum(maps, 4, "full")
+    assert full.shape == (2, 8, 7)
+    torch.testing.assert_close(full.sum((1, 2)), 16 * maps.sum((1, 2)))
+    torch.testing.assert_close(full[:, 2:7, 2:6], region_sum(maps, 4, "same"))
+
+
+def test_half_precision_features_meet_float_weights(batch):
+    features, weight, _, _, labels = batch
+    maps = info_cam(features.bfloat16(), weight.float(), labels)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps.double(), info_cam(features, weight, labels), rtol=0.05, atol=0.1)
+
+
+def test_info_cam_does_not_draw_a_map_for_every_class():
+    """K = 1,000 on 28x28: all maps would be 200 MB for this batch; no tensor on the way is 1 % of that."""
+    features, weight = torch.zeros(64, 8, 28, 28), torch.zeros(1000, 8)
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
+        info_cam(features, weight, torch.arange(64), "least_likely", torch.randn(64, 1000), 3)
+    assert max(event.cpu_memory_usage for event in profile.events()) < 2e6
+
+
+def test_class_activation_maps_allocate_their_result_only():
+    features, weight = torch.zeros(4, 256, 28, 28), torch.zeros(1000, 256)
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
+        maps = class_activation_maps(features, weight)
+    size = maps.numel() * maps.element_size()
+    allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
+    assert sum(allocated) == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": torch.zeros(6, C, 4)}, r"features must be \(B, C, h, w\).*\(6, 5, 4\)"),
+        ({"features": torch.zeros(0, C, 4, 3)}, "not empty"),
+        ({"weight": torch.zeros(K, C + 1)}, r"weight must be \(K, 5\).*\(7, 6\)"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, r"labels must be \(6,\)"),
+        ({"labels": torch.zeros(6)}, "integers"),
+        ({"labels": torch.full((6,), K)}, r"0..6.*7..7"),
+        ({"labels": torch.full((6,), -1)}, r"0..6.*-1..-1"),
+        ({"logits": None}, "pass logits=model"),
+        ({"logits": torch.zeros(6, K + 1)}, r"\(6, 7\).*\(6, 8\)"),
+        (
+            {"logits": torch.zeros(6, K).index_fill(0, torch.tensor([2]), math.nan)},
+            r"images \[2\].*not finite",
+        ),
+        ({"against": "nearest"}, "'nearest'"),
+        (
+            {"weight": torch.zeros(1, C), "labels": torch.zeros(6, dtype=torch.int64), "logits": None},
+            "2 classes",
+        ),
+        ({"region": 0}, "region must be at least 1 cell, was 0"),
+        ({"padding": "valid"}, "'same' or 'full', was 'valid'"),
+    ],
+)
+def test_bad_input_is_refused(batch, change, message):
+    features, weight, _, logits, labels = batch
+    given = {
+        "features": features,
+        "weight": weight,
+        "labels": labels,
+        "logits": logits,
+        "against": "least_likely",
+    }
+    with pytest.raises(ValueError, match=message):
+        info_cam(**(given | change))
+
+
+# ---- the context manager
+
+
+class Frozen(nn.Module):
+    """A user's own network, not a `Classifier`, with a frozen batch norm and functional pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(8, K)
+        self.norm.running_var.fill_(4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "stock", "user"])
+def test_info_cam_of_a_model(kind):
+    torch.manual_seed(0)
+    model = {
+        "classifier": lambda: classifier("small_resnet", K),
+        "stock": lambda: torchvision.models.resnet18(num_classes=K),
+        "user": Frozen,
+    }[kind]()
+    images = torch.randn(3, 3, 64, 64)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    with InfoCAM(model, against="others", region=2, padding="full") as cam:
+        output = cam(images)
+        given = cam(images, labels=[1, 2, 3])
+        expected = model(images)
+    torch.testing.assert_close(output.logits, expected)
+    assert torch.equal(output.labels, expected.argmax(1))
+    assert given.labels.tolist() == [1, 2, 3]
+    # completeness through the region sum: full padding multiplies the mass by the area of the region
+    cells = (output.maps.shape[1] - 1) * (output.maps.shape[2] - 1)
+    for result in (output, given):
+        own = expected.gather(1, result.labels[:, None])[:, 0]
+        contrast = own - (expected.sum(1) - own) / (K - 1)
+        bias = contrast_weights(linear.bias[:, None], result.labels, "others")[:, 0]
+        torch.testing.assert_close(result.maps.sum((1, 2)) / 4 / cells + bias, contrast)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(fails):
+    model = Frozen().train()
+    model.norm.eval()  # a frozen layer must come back frozen
+    before, state = modes(model), {k: v.clone() for k, v in model.state_dict().items()}
+    cam = InfoCAM(model)
+    assert modes(model) == before
+    passes = []
+    handle = model.conv.register_forward_hook(lambda *_: passes.append(1))
+    if fails:
+        with pytest.raises(ValueError, match="floating"), cam:
+            cam(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    else:
+        with cam:
+            assert not any(modes(model))
+            output = cam(torch.randn(2, 3, 16, 16))
+            output.maps.sub_(1.0)  # an ordinary tensor, without gradient
+        assert len(passes) == 1
+        assert not output.maps.requires_grad
+        assert not output.maps.is_inference()
+    handle.remove()
+    assert modes(model) == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(RuntimeError, match="inside its block"):
+        cam(torch.zeros(1, 3, 16, 16))
+
+
+def test_images_follow_the_model_in_dtype_and_layout():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    with InfoCAM(classifier("small_resnet", K).double()) as cam:
+        output, last = cam(images), cam(images.to(memory_format=torch.channels_last))
+    assert output.maps.dtype == torch.float64
+    torch.testing.assert_close(last.maps, output.maps)
+
+
+def test_batches_split_alike():
+    torch.manual_seed(0)
+    images = torch.randn(5, 3, 64, 64)
+    with InfoCAM(classifier("small_resnet", K), region=3) as cam:
+        whole, parts = cam(images), [cam(part) for part in images.split(2)]
+    torch.testing.assert_close(torch.cat([part.maps for part in parts]), whole.maps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"against": "all"}, "'all'"), ({"region": -1}, "was -1"), ({"padding": "none"}, "'none'")],
+)
+def test_options_are_refused_before_any_image(options, message):
+    with pytest.raises(ValueError, match=message):
+        InfoCAM(Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 3)), **options)
+
+
+def test_images_and_models_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"does not end in one nn.Linear.*Classifier"):
+        InfoCAM(torchvision.models.squeezenet1_1())
+    with InfoCAM(Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 3))) as cam:
+        for images in (torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8)):
+            with pytest.raises(ValueError, match="images must be"):
+                cam(images)
+        with pytest.raises(ValueError, match=r"0..2"):
+            cam(torch.zeros(1, 3, 8, 8), labels=[3])
+        with pytest.raises(ValueError, match="not finite"):
+            cam(torch.full((1, 3, 8, 8), math.inf))
