@@ -189,9 +189,9 @@ def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Readi
 class PCSoftmaxLoss(nn.Module):
     """Negative log PC-softmax at the label, ``−f_y + logsumexp_j(f_j + log π_j)``.
 
-    Replaces ``nn.CrossEntropyLoss``. Its mean is minus the mutual-information estimate and may be negative. It
-    is logit-adjusted cross-entropy (Menon et al. 2021, τ = 1; balanced softmax, Ren et al. 2020) plus
-    ``log π_y``, which has no gradient. Predict with ``argmax f`` for balanced classes, or with :func:`shift_prior`.
+    Replaces ``nn.CrossEntropyLoss``. Its mean is minus the mutual-information estimate: it may be negative.
+    It is logit-adjusted cross-entropy (Menon et al. 2021, τ = 1; balanced softmax, Ren et al. 2020) plus
+    ``log π_y``, which has no gradient. Predict with ``argmax f``, or for another prior :func:`shift_prior`.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class PCSoftmaxLoss(nn.Module):
     Notes
     -----
     Half-precision logits are computed in float32, inside autocast or not. Each call checks shapes, dtypes and
-    (on the CPU) label range. Not checked, because looking would wait for the device at every step: NaN logits,
+    (on the CPU) label range. Not checked, as looking would wait for the device at every step: NaN logits,
     which give a NaN loss, and labels on an accelerator, where the device's own assertion stops the run.
 
     >>> loss = PCSoftmaxLoss([0.9, 0.1])(torch.tensor([[4.0, -4.0]]), torch.tensor([0]))
