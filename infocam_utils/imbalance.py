@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +80,7 @@ def imbalanced_task(
 
     >>> task = imbalanced_task("digits")
     >>> torch.bincount(task.train.labels[task.train_rows(seed=0)]).tolist()
-    [8, 80, 8, 80, 8, 80, 8, 80, 8, 80]
+    [12, 120, 12, 120, 12, 120, 12, 120, 12, 120]
     """
     train = datasets.load_images(dataset, "train", data_dir, size=size, limit=limit)
     test = datasets.load_images(dataset, "test", data_dir, size=size, limit=limit)
@@ -155,3 +157,40 @@ def imbalance_scores(predictions: Tensor, task: ImbalancedTask) -> dict[str, flo
         "majority_recall": float(recall[~task.minority].nanmean()),
     }
     return {name: 100 * value for name, value in scores.items()}
+
+
+def prior_sweep(
+    pc_logits: dict[int, Tensor],
+    task: ImbalancedTask,
+    taus: Sequence[float] = tuple(np.linspace(-0.5, 1.5, 21)),
+) -> dict[str, np.ndarray]:
+    """Scores of ``argmax f + τ log π`` along τ, from the PC logits (N, K) of each seed.
+
+    Returns
+    -------
+    "tau" (T,), and "accuracy" and "per_class_accuracy_all" (seeds, T) in per cent.
+    """
+    curves = []
+    for seed, logits in pc_logits.items():
+        log_prior = task.prior(seed).log().to(logits)
+        made = [imbalance_scores((logits + tau * log_prior).argmax(1), task) for tau in taus]
+        curves.append([(one["accuracy"], one["per_class_accuracy_all"]) for one in made])
+    table = np.array(curves)  # (seeds, T, 2)
+    return {"tau": np.array(taus), "accuracy": table[..., 0], "per_class_accuracy_all": table[..., 1]}
+
+
+def implied_recalls(accuracy: float, per_class: float, rare: int, common: int) -> tuple[float, float]:
+    """Mean recall of rare and common classes that an accuracy and a per-class accuracy (per cent) imply.
+
+    Solves ``per_class = (r + c) / 2`` and ``accuracy = (rare r + common c) / (rare + common)``, for as many
+    rare as common classes and `rare` and `common` test images of them.
+
+    >>> rare, common = implied_recalls(89.73, 87.69, 500, 1496)
+    >>> round(rare, 1), round(common, 1)
+    (83.6, 91.8)
+    """
+    if rare == common:
+        raise ValueError(f"with as many rare as common images ({rare}) the two accuracies are one number")
+    share = rare / (rare + common)
+    of_common = (accuracy - 2 * share * per_class) / (1 - 2 * share)
+    return 2 * per_class - of_common, of_common
