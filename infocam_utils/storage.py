@@ -84,8 +84,8 @@ def cached(
 ) -> dict[str, Tensor]:
     """Tensors made once per `key` and kept in ``<data_root>/cache/<kind>-<sha>.pt``.
 
-    Two processes that want the same key do the work once: the second waits. A damaged file is made again, and so
-    is one older than $INFOCAM_FRESH_SINCE (seconds since 1970), by which a run starts over.
+    Two processes that want the same key do the work once: the second waits. A damaged file is made again,
+    and so is one older than $INFOCAM_FRESH_SINCE (seconds since 1970), by which a run starts over.
 
     Raises
     ------
@@ -124,7 +124,8 @@ def cached(
 def fingerprint(*sources: ModuleType | str | Path) -> str:
     """sha256 over modules or files, for keys that must change when the code does.
 
-    Of Python, comments, docstrings and layout do not count: editing them must not throw away an hour of computing.
+    Of Python, comments, docstrings and layout do not count: editing them must not throw away an hour of
+    computing.
     """
     digest = hashlib.sha256()
     for source in sources:
