@@ -1,1 +1,45 @@
-"""Reference companion to "Rethinking Softmax with Cross-Entropy" (arXiv 1911.10688)."""
+"""Reference companion to "Rethinking Softmax with Cross-Entropy" (arXiv 1911.10688).
+
+The names below are what people import; everything else is in the modules.
+
+>>> from infocam_utils import PCSoftmaxLoss, class_prior
+>>> loss = PCSoftmaxLoss(class_prior([0, 0, 1], num_classes=2))
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "information": (
+        "Estimate", "PCSoftmaxLoss", "class_prior", "entropy", "log_pc_softmax", "mutual_information",
+        "per_class_accuracy", "pointwise_mutual_information", "recalls", "shift_prior",
+    ),
+    "gaussians": ("GaussianMixture",),
+    "images": ("Geometry", "ImageSet", "prepare"),
+    "layouts": ("CUB", "TinyImageNet"),
+    "datasets": ("digits", "load_images"),
+    "splits": ("ImbalanceRule", "half_split", "imbalanced_subset", "stratified_split"),
+    "models": ("Classifier", "adapt", "classifier"),
+    "cam": ("InfoCAM", "class_activation_maps", "info_cam"),
+    "localization": (
+        "boxes_from_maps", "localization_accuracy", "max_box_acc", "max_box_acc_v2", "normalise_maps", "pxap",
+        "select_threshold",
+    ),
+    "training": ("fit",),
+    "inference": ("pooled_features", "predict"),
+    "heads": ("fit_head",),
+    "records": ("Record", "RecordBook"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    # On demand, so that `infocam --help` does not wait for torch.
+    if name in _MODULE:
+        return getattr(import_module(f"infocam_utils.{_MODULE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
