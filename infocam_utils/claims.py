@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 import yaml
 
-from infocam_utils.records import Record, RecordBook, atomic_write, read_book
+from infocam_utils.records import Record, RecordBook, atomic_write, checkout, read_book
 
 if TYPE_CHECKING:  # pandas takes a second to import; checking the ledger does not need it
     import pandas as pd
@@ -256,15 +256,20 @@ def table(judged: Iterable[Judged]) -> pd.DataFrame:
     return pd.DataFrame(plain, columns=["id", *HEADER, "Remark"]).set_index("id")
 
 
-def scorecard(root: str | Path, run_dir: str | Path | None = None, name: str = "") -> list[Judged]:
-    """Every claim of ``<root>/claims.yml``, judged by ``<root>/results``.
+def scorecard(
+    repository: str | Path | None = None, run_dir: str | Path | None = None, name: str = ""
+) -> list[Judged]:
+    """Every claim of the repository's ``claims.yml``, judged by its ``results``; by default this clone's.
 
     With `run_dir`, that run's records take the place of the committed ones of the same `name`.
     """
-    books = load_books(Path(root) / "results")
+    root = Path(repository) if repository is not None else checkout()
+    if root is None:
+        raise LedgerError("the ledger is part of a clone of the repository; give that folder")
+    books = load_books(root / "results")
     if run_dir is not None:
         books |= load_books(Path(run_dir) / "records", prefix=name)
-    return judge(load_ledger(Path(root) / "claims.yml"), books)
+    return judge(load_ledger(root / "claims.yml"), books)
 
 
 def write_readme(root: str | Path) -> Path:

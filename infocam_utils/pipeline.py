@@ -115,7 +115,7 @@ def data_used(parameters: Mapping[str, Any], root: Path) -> dict[str, Any]:
 def run_key(plan: Plan, root: Path, output: Path, results: Path) -> str:
     """Changes when the notebook's cells, the package, the parameters, the profile or the data change.
 
-    A notebook with a parameter ``results_dir`` shows records, so for it the records count as data.
+    A notebook with a parameter ``repository`` shows records, so for it the records count as data.
     """
     cells = [[c.cell_type, c.source] for c in nbformat.read(plan.path, as_version=4).cells]
     parts: dict[str, Any] = {
@@ -125,7 +125,7 @@ def run_key(plan: Plan, root: Path, output: Path, results: Path) -> str:
         "profile": plan.profile,
         "data": data_used(plan.parameters, root),
     }
-    if "results_dir" in plan.defaults:
+    if "repository" in plan.defaults:
         folders = (results, output / "records")
         files = sorted(p for f in folders for p in f.rglob("*.json") if p.stem != plan.name)
         parts["records"] = fingerprint(*files)

@@ -184,7 +184,7 @@ def test_the_key_follows_cells_parameters_profile_data_and_records(folder, tmp_p
     write_notebook(folder / "01_good.ipynb", GOOD, RECORDS + "\nprint(1)")
     changed = key()
     assert changed != first
-    write_notebook(folder / "01_good.ipynb", GOOD + "\nresults_dir = None", RECORDS + "\nprint(1)")
+    write_notebook(folder / "01_good.ipynb", GOOD + "\nrepository = None", RECORDS + "\nprint(1)")
     reading = key()
     (results / "quick").mkdir(parents=True)
     (results / "quick" / "03.json").write_text("{}")

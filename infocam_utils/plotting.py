@@ -1,0 +1,248 @@
+"""The figures: one message each, intervals drawn, colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from infocam_utils.storage import output_root, replacing
+
+PALETTE = sns.color_palette("colorblind")
+TRUTH, OURS, PAPER = PALETTE[2], PALETTE[0], PALETTE[1]
+
+
+def use_style() -> None:
+    """Set the house style: light grid, colour-blind palette, small inline figures."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 110, "figure.constrained_layout.use": True,
+                         "axes.titlesize": "medium", "legend.frameon": False})  # fmt: skip
+
+
+def save(fig: Figure, name: str, alt: str, output_dir: str | Path | None = None) -> None:
+    """Write ``<out>/figures/<name>.png`` with `alt` inside it, as its PNG description.
+
+    Raises
+    ------
+    ValueError
+        Without an alternative text: a figure that some readers cannot see must say what it shows.
+    """
+    if not alt.strip():
+        raise ValueError(f"figure {name!r} needs an alternative text that says what it shows")
+    with replacing(output_root(output_dir) / "figures" / f"{name}.png") as path:
+        # Without the Software entry the same figure gives the same bytes under another matplotlib patch.
+        fig.savefig(path, format="png", metadata={"Description": alt, "Software": None})
+
+
+def _interval(ax: Axes, x: float, y: float, low: float, high: float, horizontal: bool, **style: Any) -> None:
+    """A dot with its interval; an infinite interval is no interval."""
+    error = [[x - low], [high - x]] if horizontal else [[y - low], [high - y]]
+    known = math.isfinite(low) and math.isfinite(high)
+    bars: dict[str, Any] = {"xerr" if horizontal else "yerr": error} if known else {}
+    ax.errorbar(x, y, fmt=style.pop("fmt", "o"), capsize=3, **bars, **style)
+
+
+def interval_plot(
+    rows: Sequence[tuple[str, float | None, float | None, float, float]],
+    xlabel: str,
+    reference: str = "paper",
+    ax: Axes | None = None,
+) -> Figure:
+    """Dots with interval bars, one row each: (label, reference or None, our value or None, low, high)."""
+    if not rows:
+        raise ValueError("interval_plot needs at least one row, got none")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 0.8 + 0.45 * len(rows)))
+    for row, (_, stated, value, low, high) in enumerate(rows):
+        if stated is not None:
+            ax.plot(stated, row, "D", color=PAPER, label=reference)
+        if value is not None:
+            _interval(ax, value, row, low, high, True, color=OURS, label="ours, 95 % interval")
+    ax.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
+    _legend_once(ax)
+    return _figure(ax)
+
+
+def scorecard(judged: Sequence[Any]) -> Figure:
+    """The claims that state a number (`claims.Judged`): the paper's and ours, one panel per unit."""
+    units: dict[str, list[tuple[str, float | None, float | None, float, float]]] = {}
+    for claim, findings in ((row.claim, row.findings) for row in judged):
+        if claim.paper is None:
+            continue
+        rows = units.setdefault(claim.unit, [])
+        ours = [f for f in findings if f.value is not None]
+        if not ours:
+            rows.append((claim.id, claim.paper, None, math.nan, math.nan))
+        for f in ours:
+            label = f"{claim.id}\n{f.dataset}, {f.profile}"
+            rows.append((label, claim.paper, f.value.value, f.value.low, f.value.high))
+    if not units:
+        raise ValueError("no claim states a number, so there is nothing to draw")
+    heights = [len(rows) for rows in units.values()]
+    fig, axes = plt.subplots(
+        len(units), 1, figsize=(8, 1 + 0.55 * sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for ax, (unit, rows) in zip(axes[:, 0], units.items(), strict=True):
+        interval_plot(rows, unit, ax=ax)
+    return fig
+
+
+def estimate_vs_truth(truth: Mapping[str, float], estimates: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Estimates of mutual information against the truth, and their errors.
+
+    Parameters
+    ----------
+    truth : setting (such as "d = 2") to true value in nats.
+    estimates : method to setting to anything with value, low, high: a `Record` or an `Estimate`.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    ends = [min(truth.values()) - 0.05, max(truth.values()) + 0.05]
+    left.plot(ends, ends, color="grey", linestyle=":", label="estimate = truth")
+    right.axhline(0, color="grey", linestyle=":")
+    markers = "osD^v"
+    for number, (method, found) in enumerate(estimates.items()):
+        offset = 0.15 * (number - (len(estimates) - 1) / 2)  # side by side, so that no bar hides another
+        for place, (setting, e) in enumerate(found.items()):
+            t = truth[setting]
+            style = {"color": PALETTE[number], "fmt": markers[number % 5], "label": method}
+            _interval(left, t, e.value, e.low, e.high, False, **style)
+            _interval(right, place + offset, e.value - t, e.low - t, e.high - t, False, **style)
+    left.set(xlabel="true mutual information, nats", ylabel="estimate, nats")
+    right.set(ylabel="estimate − truth, nats")
+    right.set_xticks(range(len(truth)), list(truth))
+    _legend_once(left)
+    return fig
+
+
+def localization_curve(
+    thresholds: Any,
+    curves: Mapping[str, Any],
+    chosen: Mapping[str, int],
+    ylabel: str = "GT-known Loc, %",
+) -> Figure:
+    """Localization accuracy over the map's threshold, with the chosen and the best threshold marked.
+
+    Parameters
+    ----------
+    thresholds : (T,) share of the map's range.
+    curves : method to accuracies (T,), or (seeds, T) drawn as mean and range.
+    chosen : method to the index of the threshold that held-out data chose; the best on test is the oracle.
+    """
+    fig, ax = plt.subplots(figsize=(7, 4))
+    x = np.asarray(thresholds)
+    for number, (method, values) in enumerate(curves.items()):
+        y = np.atleast_2d(np.asarray(values, dtype=float))  # (S, T)
+        mean, color = y.mean(0), PALETTE[number % len(PALETTE)]
+        ax.plot(x, mean, color=color, label=method)
+        if len(y) > 1:
+            ax.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+        if method in chosen:
+            ax.plot(x[chosen[method]], mean[chosen[method]], "o", color=color)
+        best = int(mean.argmax())
+        ax.plot(x[best], mean[best], "*", color=color, markerfacecolor="white", markersize=12)
+    ax.plot([], [], "o", color="grey", label="threshold from held-out data")
+    ax.plot([], [], "*", color="grey", markerfacecolor="white", markersize=12, label="oracle: best on test")
+    ax.set(xlabel="threshold, share of the map's range", ylabel=ylabel)
+    ax.legend(fontsize="small")
+    return fig
+
+
+def gallery(
+    images: Any,
+    maps: Any | None = None,
+    boxes: Any | None = None,
+    truths: Any | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 6,
+) -> Figure:
+    """Images with the map over them, our box (dashed) and the true box (solid).
+
+    Parameters
+    ----------
+    images : (N, 3, H, W) uint8
+    maps : (N, h, w); each is stretched over its image, bright is high
+    boxes, truths : (N, 4) x0 y0 x1 y1 in pixels
+    """
+    pictures = np.asarray(images)
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or len(pictures) == 0:
+        raise ValueError(f"images must be (N, 3, H, W) with N > 0, were {pictures.shape}")
+    count, _, height, width = pictures.shape
+    columns = min(columns, count)
+    lines = math.ceil(count / columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(1.6 * columns, 1.8 * lines), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, ax in zip(range(count), axes.flat, strict=False):
+        ax.imshow(pictures[i].transpose(1, 2, 0), extent=(0, width, height, 0))
+        if maps is not None:
+            ax.imshow(np.asarray(maps[i], dtype=float), extent=(0, width, height, 0), cmap="inferno",
+                      alpha=0.45, interpolation="bilinear")  # fmt: skip
+        for group, color, line in ((truths, "white", "-"), (boxes, PALETTE[9], "--")):
+            if group is not None:
+                x0, y0, x1, y1 = (float(v) for v in group[i])
+                ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, ls=line, lw=2))
+        if titles is not None:
+            ax.set_title(titles[i], fontsize="x-small")
+    return fig
+
+
+def recall_bars(prior: Any, recalls: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Figure:
+    """The training shares of the classes, rarest first, and below them each method's recall."""
+    shares = np.asarray(prior, dtype=float)
+    order = np.argsort(shares, kind="stable")
+    places = np.arange(len(shares))
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(1, 2))
+    top.bar(places, 100 * shares[order], color="grey")
+    top.set(ylabel="training\nshare, %")
+    width = 0.8 / len(recalls)
+    for number, (method, values) in enumerate(recalls.items()):
+        left = places + width * (number - (len(recalls) - 1) / 2)
+        bottom.bar(
+            left, 100 * np.asarray(values, dtype=float)[order], width, color=PALETTE[number], label=method
+        )
+    bottom.set(ylabel="recall, %", xlabel="class, rarest first", ylim=(0, 105))
+    names = [str(c) if class_names is None else class_names[c] for c in order]
+    crowded = len(shares) > 40
+    bottom.set_xticks(
+        [] if crowded else places, [] if crowded else names, rotation=90 if len(shares) > 12 else 0
+    )
+    bottom.legend(ncols=len(recalls), fontsize="small", loc="lower right")
+    return fig
+
+
+def pmi_scatter(exact: Any, estimated: Mapping[str, Any]) -> Figure:
+    """Estimated against exact PMI of single images, one panel per method, with the identity line."""
+    x = np.asarray(exact, dtype=float).ravel()
+    fig, axes = plt.subplots(1, len(estimated), figsize=(4.5 * len(estimated), 4), squeeze=False, sharey=True)
+    for number, (ax, (method, values)) in enumerate(zip(axes[0], estimated.items(), strict=True)):
+        y = np.asarray(values, dtype=float).ravel()
+        ax.scatter(x, y, s=8, alpha=0.4, color=PALETTE[number], linewidth=0, rasterized=True)
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color="grey", linestyle=":")
+        ax.set(title=f"{method}: r = {np.corrcoef(x, y)[0, 1]:.2f}", xlabel="exact PMI, nats")
+    axes[0, 0].set(ylabel="estimated PMI, nats")
+    return fig
+
+
+def _legend_once(ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(
+        *zip(*{b: (a, b) for a, b in zip(handles, labels, strict=True)}.values(), strict=True),
+        fontsize="small",
+    )
+
+
+def _figure(ax: Axes) -> Figure:
+    fig = ax.get_figure()
+    assert isinstance(fig, Figure)
+    return fig
