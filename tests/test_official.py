@@ -1,0 +1,101 @@
+"""Official-compatibility metrics: the figures that were established for the released code."""
+
+import pytest
+import torch
+
+from infocam_utils.localization import iou_with_truth
+from infocam_utils.official import (
+    official_box_transform,
+    official_iou,
+    official_running_average,
+    official_threshold,
+    official_tiny_boxes,
+    official_weights,
+)
+
+
+def test_disjoint_boxes_score_above_one() -> None:
+    far = torch.tensor([100, 100, 200, 200])
+    corner = torch.tensor([0, 0, 1, 1])
+    # overlap 1 - 100 + 1 = -98 in both axes; areas 101² and 2²
+    assert float(official_iou(far, corner)) == pytest.approx(98**2 / (101**2 + 4 - 98**2))
+    assert float(official_iou(far, corner)) == pytest.approx(15.98, abs=0.005)
+    assert float(iou_with_truth(far[None, None], corner[None])) == 0.0
+
+
+def test_overlapping_boxes_agree_with_exact_iou_of_inclusive_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(0, 20, (200, 2, 2), generator=generator)
+    boxes = torch.cat([start, start + torch.randint(20, 40, (200, 2, 2), generator=generator)], -1)
+    half_open = boxes + torch.tensor([0, 0, 1, 1])
+    exact = iou_with_truth(half_open[:, :1], half_open[:, 1])[:, 0]
+    torch.testing.assert_close(official_iou(boxes[:, 0], boxes[:, 1]), exact)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "first", "last"),
+    [  # CUB VGG, CUB ResNet, Tiny ResNet, Tiny VGG: images and batch sizes of the official scripts
+        (2878, 30, 5.15, 0.010),
+        (2878, 128, 3.71, 0.022),
+        (5000, 640, 2.70, 0.104),
+        (5000, 1280, 2.07, 0.23),
+    ],
+)
+def test_weights_of_first_and_last_batch(n: int, batch: int, first: float, last: float) -> None:
+    weights = official_weights(n, batch)
+    assert float(weights[0]) == pytest.approx(first, abs=0.005)
+    assert float(weights[-1]) == pytest.approx(last, rel=0.05)
+    assert float(weights.sum()) == pytest.approx(n)
+
+
+def test_running_average_is_the_loop_it_stands_for() -> None:
+    hits = torch.rand(103, generator=torch.Generator().manual_seed(1)) < 0.4
+    total = seen = correct = 0.0
+    for batch in hits.split(10):
+        correct += float(batch.sum())
+        seen += len(batch)
+        total += len(batch) * correct / seen
+    assert official_running_average(hits, 10) == pytest.approx(total / 103)
+    assert official_running_average(hits, 103) == pytest.approx(float(hits.double().mean()))
+
+
+def test_tiny_boxes_read_as_width_and_height() -> None:
+    inclusive = torch.tensor([[6, 25, 55, 51], [0, 0, 63, 63]])
+    torch.testing.assert_close(official_tiny_boxes(inclusive)[0], torch.tensor([6, 25, 61, 76]).double())
+    # only a box that starts at the origin survives the confusion
+    torch.testing.assert_close(official_tiny_boxes(inclusive)[1], inclusive[1].double())
+
+
+def test_box_transform() -> None:
+    # CUB: side 255, shift floor(31 / 2) = 15
+    moved = official_box_transform(torch.tensor([60.0, 27.0, 385.0, 331.0]), (500, 335), resize=256, crop=224)
+    expected = [60 / 500 * 255 - 15, 27 / 335 * 255 - 15, 385 / 500 * 255 - 15, 331 / 335 * 255 - 15]
+    assert moved.tolist() == pytest.approx(expected)
+    # Tiny-ImageNet: floor(-0.5) = -1 moves every box by a pixel
+    assert official_box_transform(torch.zeros(4), (64, 64), resize=64, crop=64).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [(0.1, 26), (0.15, 39), (0.2, 52), (0.25, 64), (0.3, 77), (0.35, 91), (0.4, 104), (0.5, 128)],
+)
+def test_threshold_of_the_eight_bit_pipeline(asked: float, kept: int) -> None:
+    values = torch.arange(257) / 256
+    above = values > official_threshold(asked)
+    assert int(above.nonzero()[0]) == kept
+
+
+def test_bad_input() -> None:
+    good = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"boxes must have shape \(\.\.\., 4\).*\(3,\)"):
+        official_iou(torch.zeros(3), good)
+    with pytest.raises(ValueError, match=r"truth must have shape"):
+        official_iou(good, torch.zeros(2))
+    with pytest.raises(ValueError, match="hits must have shape"):
+        official_running_average(torch.zeros(0), 3)
+    with pytest.raises(ValueError, match="batch size, got 5 and 0"):
+        official_running_average(torch.zeros(5), 0)
+    with pytest.raises(ValueError, match="crop <= resize"):
+        official_box_transform(good, (64, 64), resize=64, crop=65)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1.5"):
+        official_threshold(1.5)
