@@ -1,0 +1,177 @@
+"""Linear heads on frozen features, the paper's protocol on photographs: convergent L-BFGS or minibatch AdamW.
+
+The two differ in more than speed. Summed over the classes, the gradients of cross-entropy and of PC-softmax
+are zero; L-BFGS starts at 0 and only adds up gradients and multiples of the weights, so its class weights sum
+to zero. AdamW divides each gradient by its own size, and starts at random: its class weights have a common
+vector, on which no prediction depends and every CAM does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adamw", "lbfgs")
+MAX_ITERATIONS = 5000
+
+
+def fit_head(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    loss: nn.Module | None = None,
+    *,
+    weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "lbfgs"] = "adamw",
+    epochs: int = 30,
+    lr: float = 1e-3,
+    batch_size: int = 256,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+) -> nn.Linear:
+    r"""The linear layer that minimises the mean loss on `features` as they are, not standardised.
+
+    "lbfgs" minimises :math:`\frac1N\sum_n \ell(W x_n + b, y_n) + \frac\lambda2 \|W\|^2` over all data at
+    once, in float64, from 0, until no entry of the gradient exceeds `tolerance`; `seed`, `epochs`, `lr` and
+    `batch_size` play no part in it. "adamw" takes minibatch steps with a learning rate that falls as a cosine
+    to 0 and with decoupled decay of the weights. The bias is never decayed.
+
+    Parameters
+    ----------
+    features : (N, C) finite
+    labels : (N,) in 0..num_classes-1
+    loss : from logits (B, K) and labels (B,) to their mean; cross-entropy unless given
+    weight_decay : λ
+
+    Raises
+    ------
+    ValueError
+        For shapes, labels, features or settings that cannot be, or when L-BFGS does not converge.
+    FloatingPointError
+        When AdamW's loss is not finite.
+
+    >>> x = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    >>> head = fit_head(x, torch.tensor([0, 1]), 2, weight_decay=0.1, optimizer="lbfgs")
+    >>> head.weight.sum(0).abs().max().item() < 1e-6, head(x).argmax(1).tolist()
+    (True, [0, 1])
+    """
+    _check(features, labels, num_classes, epochs, batch_size, lr, weight_decay)
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    if optimizer == "lbfgs":
+        return _lbfgs(features, labels, num_classes, loss, weight_decay, tolerance)
+    if optimizer == "adamw":
+        return _adamw(features, labels, num_classes, loss, weight_decay, epochs, lr, batch_size, seed)
+    raise ValueError(f"optimizer must be one of {OPTIMIZERS}, was {optimizer!r}")
+
+
+def _check(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
+        raise ValueError(
+            f"features must be (N, C) and labels (N,) with N at least 1, were {tuple(features.shape)} and "
+            f"{tuple(labels.shape)}; pool maps over their positions first"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features must be finite; find the images whose features are not, and the reason")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, were {int(labels.min())}..{int(labels.max())}"
+        )
+    if epochs < 1 or batch_size < 1 or not 0 < lr < math.inf or not 0 <= weight_decay < math.inf:
+        raise ValueError(
+            "epochs and batch_size must be at least 1, lr positive and weight_decay not negative; were "
+            f"{epochs}, {batch_size}, {lr} and {weight_decay}"
+        )
+
+
+def _lbfgs(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    loss: nn.Module,
+    weight_decay: float,
+    tolerance: float,
+) -> nn.Linear:
+    x, y = features.detach().cpu().double(), labels.cpu()
+    shape = (num_classes, x.shape[1])
+    size = shape[0] * shape[1]
+
+    def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = torch.from_numpy(point[:size]).view(shape), torch.from_numpy(point[size:])
+        logits = torch.addmm(bias, x, weight.T).requires_grad_()  # (N, K)
+        value = loss(logits, y)
+        (slope,) = torch.autograd.grad(value, logits)
+        gradient = torch.cat([(slope.T @ x + weight_decay * weight).flatten(), slope.sum(0)])
+        return value.item() + 0.5 * weight_decay * weight.square().sum().item(), gradient.numpy()
+
+    found = minimize(
+        objective, np.zeros(size + num_classes), jac=True, method="L-BFGS-B",
+        options={"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": 20, "ftol": 0.0,
+                 "gtol": tolerance},
+    )  # fmt: skip
+    largest = float(np.abs(found.jac).max())
+    if not largest <= tolerance:
+        raise ValueError(
+            f"L-BFGS stopped after {found.nit} iterations at a largest gradient of {largest:.1e}, above "
+            f"tolerance={tolerance:.1e}; raise weight_decay or tolerance, or scale the features to about 1"
+        )
+    solution = torch.from_numpy(found.x)
+    return _linear(solution[:size].view(shape), solution[size:], features)
+
+
+def _adamw(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    loss: nn.Module,
+    weight_decay: float,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+) -> nn.Linear:
+    generator = torch.Generator().manual_seed(seed)
+    count, channels = features.shape
+    bound = channels**-0.5  # nn.Linear's own initial range, drawn from this seed
+    start = torch.empty(num_classes, channels).uniform_(-bound, bound, generator=generator)
+    head = _linear(start, torch.zeros(num_classes), features)
+    groups: list[dict[str, Any]] = [{"params": [head.weight]}]
+    groups.append({"params": [head.bias], "weight_decay": 0.0})
+    adam = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    steps = math.ceil(count / batch_size)
+    for epoch in range(epochs):
+        for step, batch in enumerate(torch.randperm(count, generator=generator).tensor_split(steps)):
+            progress = (epoch + step / steps) / epochs
+            for group in adam.param_groups:
+                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
+            value = loss(head(features[batch]), labels[batch])
+            if not math.isfinite(number := value.item()):
+                raise FloatingPointError(
+                    f"the loss became {number} in epoch {epoch + 1}, step {step + 1}, at a learning rate of "
+                    f"{adam.param_groups[0]['lr']:.3g}; lower lr (it was {lr:g})"
+                )
+            adam.zero_grad()
+            value.backward()
+            adam.step()
+    return head.eval()
+
+
+def _linear(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Linear:
+    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    head = head.to(device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head
