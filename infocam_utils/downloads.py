@@ -91,7 +91,7 @@ def status(data_dir: str | Path | None = None) -> list[dict[str, str]]:
             state = "always there"
         elif (root / name).is_dir():
             state = "there, verified" if record else "there, not verified"
-        elif any((root / ".downloads").glob(f"{name}*.part")):
+        elif any((root / ".downloads").glob(f"{name}@*.part")):
             state = "partly downloaded"
         else:
             state = "missing"
@@ -152,10 +152,10 @@ def get(name: str, data_dir: str | Path | None = None, url: str | None = None, s
             _check_present(target, record, url, sha256)
             return target
         if name == "mnist":
-            found = _get_mnist(address, workshop / folder, target, progress)
+            found = _get_mnist(address, workshop, target, progress)
         else:
             official = url is None or into is None or into == name
-            part = workshop / f"{folder}-{Path(urlsplit(address).path).name}.part"
+            part = workshop / f"{folder}@{Path(urlsplit(address).path).name}.part"
             if official and sha256 is None:
                 check = ("md5", source.md5)
                 download(address, part, source.size, source.unpacked, progress)
@@ -212,9 +212,9 @@ def download(url: str, part: Path, size: int | None = None, unpacked: int | None
         mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if mark and mark.startswith("W/"):  # a weak mark may not be used for ranges
             mark = response.headers.get("Last-Modified")
-        atomic_write(notes_file, json.dumps({"url": url, "mark": mark, "total": total}))
         done, trouble = start, "the server closed the connection"
-        with open(part, "ab" if start else "wb") as stream:
+        with open(part, "ab" if start else "wb") as stream:  # what is stale goes before the new mark comes
+            atomic_write(notes_file, json.dumps({"url": url, "mark": mark, "total": total}))
             while True:
                 try:
                     chunk = response.read(_CHUNK)
@@ -251,18 +251,18 @@ def _get_mnist(address: str, workshop: Path, target: Path, progress: Progress | 
     """The four files that torchvision names, by its checksums, unpacked where torchvision looks for them."""
     from torchvision.datasets import MNIST
 
-    raw = workshop / "MNIST" / "raw"
+    raw = workshop / f"{target.name}.unpacking" / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
+    parts = [workshop / f"{target.name}@{file}.part" for file, _ in MNIST.resources]
     total = 0
-    for file, md5 in MNIST.resources:
-        part = workshop / f"{file}.part"
+    for part, (file, md5) in zip(parts, MNIST.resources, strict=True):
         download(address + file, part, progress=progress)
         total += _verify(part, address + file, "md5", md5)["bytes"]
-    for file, _ in MNIST.resources:
-        with gzip.open(workshop / f"{file}.part") as packed, open(raw / Path(file).stem, "wb") as plain:
+        with gzip.open(part) as packed, open(raw / Path(file).stem, "wb") as plain:
             shutil.copyfileobj(packed, plain)
-        _discard(workshop / f"{file}.part")
-    os.replace(workshop, target)
+    os.replace(raw.parents[1], target)
+    for part in parts:
+        _discard(part)
     return {"bytes": total, "checked against": "torchvision's md5 of each file"}
 
 

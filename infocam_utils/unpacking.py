@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import errno
+import gzip
 import os
 import shutil
 import tarfile
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 def unpack(archive: Path, workshop: Path, target: Path) -> None:
-    """Unpack a tar (plain, gz, bz2, xz) or zip file into `workshop` and then rename that to `target`.
+    """Unpack a tar.gz or zip file into `workshop` and then rename that to `target`.
 
     Modification times are kept, so what is cached by them stays valid after unpacking again.
 
@@ -37,7 +38,7 @@ def unpack(archive: Path, workshop: Path, target: Path) -> None:
         _remove(archive)
         raise ValueError(f"{archive.name} would write outside its folder: {error}. It was removed; get the "
                          "archive from its owners") from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
         _remove(archive)
         raise ValueError(f"{archive.name} is truncated, damaged or no archive ({error}). It was removed; "
                          "download it again") from error
@@ -46,8 +47,11 @@ def unpack(archive: Path, workshop: Path, target: Path) -> None:
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive, "r:*") as tar:
+    with tarfile.open(archive, "r:gz") as tar:
         members = tar.getmembers()
+        assert tar.fileobj is not None
+        while tar.fileobj.read(1 << 20):  # to the end, where the checksum is: tarfile itself stops before it
+            pass
         for member in members:
             _check_name(archive, member.name)
         _check_room(folder, sum(member.size for member in members))
