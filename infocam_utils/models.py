@@ -1,22 +1,27 @@
-"""Classifiers that end in global average pooling and one linear layer.
+"""Backbones for classifiers of the form features → global average pooling → one linear layer.
 
-That ending is what makes a class activation map exact: with features `F` (B, C, h, w), weight `W` (K, C)
-and bias `b`, the logit is `f_k = mean_hw(W_k · F) + b_k`, the mean of its own map. Everything here exposes
-it in one way, `features → pool → linear`, whether built by `classifier` or adapted from a model of this form.
+The small residual network of the drawn birds, the paper's VGG16-GAP and ResNet-50, MobileNetV2, and any
+torchvision model of this form, with their weights; and the paper's MNIST network, which is of another.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from infocam_utils.pooled import Classifier, adapt, evaluation_mode
+from infocam_utils.weights import load_state, read_state, weights_digest
+
+__all__ = [
+    "ADL", "STRIDES", "Classifier", "adapt", "classifier", "evaluation_mode", "paper_mnist_cnn",
+    "weights_digest",
+]  # fmt: skip
 
 STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
     "small_resnet": (8, 4),
@@ -25,44 +30,6 @@ STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
     "vgg16_gap": (16,),
     "mobilenet_v2": (32, 16),
 }
-
-
-class Classifier(nn.Module):
-    """`linear(mean over positions of features(x))`.
-
-    Parameters
-    ----------
-    features : module, images (B, 3, H, W) → maps (B, C, h, w)
-    linear : the class weights, `nn.Linear(C, K)`
-    name : shown in messages and records
-    dropout : share of the pooled features dropped while training; none at evaluation
-
-    Examples
-    --------
-    >>> model = Classifier(nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 5))
-    >>> model(torch.zeros(2, 3, 9, 9)).shape, model.forward_features(torch.zeros(2, 3, 9, 9)).shape
-    (torch.Size([2, 5]), torch.Size([2, 8, 4, 4]))
-    """
-
-    def __init__(
-        self, features: nn.Module, linear: nn.Linear, name: str = "classifier", dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.features = features
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Dropout(dropout))
-        self.linear = linear
-        self.name = name
-
-    @property
-    def num_classes(self) -> int:
-        return self.linear.out_features
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) → maps (B, C, h, w)."""
-        return self.features(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.pool(self.forward_features(x)))  # (B, C, h, w) → (B, C) → (B, K)
 
 
 class ADL(nn.Module):
@@ -255,193 +222,8 @@ def classifier(
             model.linear, model.name = nn.Linear(model.linear.in_features, num_classes), backbone
             stock.set_submodule(head, model.linear)
     if weights is not None:
-        _load(model, stock, _read_state(weights, backbone), f"{weights}")
+        load_state(model, stock, read_state(weights, backbone), f"{weights}")
     return model
-
-
-def _weights_file(weights: str | Path) -> Path:
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"no weights file {weights}; pass None, 'imagenet' or the path of a state dict"
-        )
-    return Path(weights)
-
-
-def _read_state(weights: str | Path, backbone: str) -> dict[str, Tensor]:
-    if weights == "imagenet":
-        stock_name = {"vgg16_gap": "vgg16"}.get(backbone, backbone.removeprefix("torchvision:"))
-        if backbone == "small_resnet":
-            raise ValueError("small_resnet has no ImageNet weights; pass weights=None or a local file")
-        entry = torchvision.models.get_model_weights(stock_name)["IMAGENET1K_V1"]
-        try:
-            return entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except OSError as error:  # what urllib raises without a network
-            raise RuntimeError(
-                f"cannot fetch {entry.url} ({error}); download it elsewhere and pass weights=<local file>"
-            ) from error
-    path = _weights_file(weights)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in as many ways as there are wrong files
-        raise ValueError(
-            f"{path} is not a state dict that can be read without running code ({type(error).__name__}); "
-            "save one with torch.save(model.state_dict(), path)"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = (
-            f"a dict of {', '.join(map(str, state))[:80]}"
-            if isinstance(state, Mapping)
-            else type(state).__name__
-        )
-        raise ValueError(f"{path} holds {found}, not tensors by name; torch.save(model.state_dict(), path)")
-    return dict(state)
-
-
-def _load(model: Classifier, stock: nn.Module | None, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict under the classifier's names or the stock model's, without a head of another size."""
-    own = model.state_dict(keep_vars=True)
-    if "linear.weight" not in state:  # the stock model's names: the same tensors, found by identity
-        names = {id(tensor): name for name, tensor in own.items()}
-        stock_state = {} if stock is None else stock.state_dict(keep_vars=True)
-        translate = {name: names[id(tensor)] for name, tensor in stock_state.items() if id(tensor) in names}
-        state = {translate.get(name, name): tensor for name, tensor in state.items()}
-        if (
-            model.name == "vgg16_gap"
-        ):  # convolutions of the stock VGG16, without its linear layers and our conv6
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-            state |= {name: own[name].detach() for name in own if name.startswith("features.conv6.")}
-    head = {name: own[name].detach() for name in own if name.startswith("linear.")}
-    if "linear.weight" not in state or len(state["linear.weight"]) != model.num_classes:
-        state |= head
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    misfit = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if missing or unexpected or misfit:
-        raise ValueError(
-            f"{source} does not fit {model.name}: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misfit)} of another shape {misfit[:3]}; "
-            "is it of another backbone or stride?"
-        )
-    model.load_state_dict(state)
-
-
-def weights_digest(weights: str | Path | None) -> str:
-    """What identifies weights in a cache key: `none`, `imagenet`, or the sha256 of the file.
-
-    Examples
-    --------
-    >>> weights_digest(None)
-    'none'
-    """
-    if weights is None or weights == "imagenet":
-        return str(weights).lower()
-    with _weights_file(weights).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode back afterwards, also after an exception.
-
-    Examples
-    --------
-    >>> layer = nn.Dropout()
-    >>> with evaluation_mode(layer):
-    ...     layer.training
-    False
-    >>> layer.training
-    True
-    """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-# What may stand between the features and the linear layer; whether it really is their mean is then measured.
-_POOLING_LAYERS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
-_POOLING_CALLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "flatten", "view", "reshape", "squeeze"}
-
-
-def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
-    """View a model that ends in global average pooling and one linear layer as a `Classifier`.
-
-    The model is not copied: both share their layers. Its graph is traced in evaluation mode, cut in front of
-    the pooling, and accepted only if pooling and linear layer reproduce the model's logits on a probe.
-    So torchvision's ResNets, MobileNetV2, DenseNets, EfficientNets, RegNets and Swin transformers are.
-
-    Parameters
-    ----------
-    model : the classifier; a `Classifier` is returned as it is
-    probe : images (B, c, H, W) to check with; None draws noise of 224x224 pixels
-
-    Raises
-    ------
-    TypeError : not a module
-    ValueError : the model cannot be traced, or is not of this form
-
-    Examples
-    --------
-    >>> stock = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    >>> adapt(stock).linear is stock[3]
-    True
-    """
-    if isinstance(model, Classifier):
-        return model
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, was {type(model).__name__}")
-    name = type(model).__name__
-    remedy = (
-        "infoCAM needs features → global average pooling → one nn.Linear; if the model has that, build "
-        "Classifier(features, linear) from its parts"
-    )
-    modules = dict(model.named_modules())
-    with evaluation_mode(model):
-        try:
-            graph = torch.fx.Tracer().trace(model)
-        except Exception as error:  # tracing runs the model's own code, which may raise anything
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{name} cannot be traced ({reason}); {remedy}") from error
-        output = next(node for node in graph.nodes if node.op == "output")
-        last = output.args[0]
-        linear = modules.get(str(last.target)) if isinstance(last, torch.fx.Node) else None
-        if not isinstance(last, torch.fx.Node) or not isinstance(linear, nn.Linear):
-            raise ValueError(f"{name} does not end in one nn.Linear; {remedy}")
-        cut, dropout = last.all_input_nodes[0], 0.0
-        while cut.all_input_nodes:
-            part = modules.get(str(cut.target)) if cut.op == "call_module" else None
-            called = cut.target if isinstance(cut.target, str) else getattr(cut.target, "__name__", "")
-            if not (isinstance(part, _POOLING_LAYERS) if part is not None else called in _POOLING_CALLS):
-                break
-            dropout = part.p if isinstance(part, nn.Dropout) else dropout
-            cut = cut.all_input_nodes[0]
-        output.args = (cut,)
-        features = torch.fx.GraphModule(model, graph, name)
-        features.graph.eliminate_dead_code()
-        features.recompile()
-        features.delete_all_unused_submodules()
-        adapted = Classifier(features, linear, name, dropout)
-
-        if probe is None:
-            channels = next((m.in_channels for m in modules.values() if isinstance(m, nn.Conv2d)), 3)
-            probe = torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0))
-        probe = probe.to(linear.weight.device, linear.weight.dtype)
-        with evaluation_mode(adapted), torch.inference_mode():
-            expected, maps = model(probe), adapted.forward_features(probe)
-            if maps.ndim != 4 or maps.shape[1] != linear.in_features or maps[0, 0].numel() == 1:
-                raise ValueError(
-                    f"{name}'s last layer sees {tuple(maps.shape)}, not the mean of maps; {remedy}"
-                )
-            gap = (adapted.linear(adapted.pool(maps)) - expected).abs().max() / expected.abs().max()
-            if not gap < torch.finfo(linear.weight.dtype).eps ** 0.5:
-                raise ValueError(f"{name}'s logits are not linear in mean maps (off by {gap:.1e}); {remedy}")
-    for module in set(adapted.modules()) - set(modules.values()):
-        module.training = model.training
-    return adapted
 
 
 def paper_mnist_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:

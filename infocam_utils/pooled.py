@@ -1,0 +1,162 @@
+"""The form that makes a class activation map exact: features → global average pooling → one linear layer.
+
+With features `F` (B, C, h, w), weight `W` (K, C) and bias `b`, the logit is `f_k = mean_hw(W_k · F) + b_k`,
+the spatial mean of its own map. `Classifier` is that form; `adapt` finds it in a model that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """`linear(mean over positions of features(x))`.
+
+    Parameters
+    ----------
+    features : module, images (B, 3, H, W) → maps (B, C, h, w)
+    linear : the class weights, `nn.Linear(C, K)`
+    name : shown in messages and records
+    dropout : share of the pooled features dropped while training; none at evaluation
+
+    Examples
+    --------
+    >>> model = Classifier(nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 5))
+    >>> model(torch.zeros(2, 3, 9, 9)).shape, model.forward_features(torch.zeros(2, 3, 9, 9)).shape
+    (torch.Size([2, 5]), torch.Size([2, 8, 4, 4]))
+    """
+
+    def __init__(
+        self, features: nn.Module, linear: nn.Linear, name: str = "classifier", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Dropout(dropout))
+        self.linear = linear
+        self.name = name
+
+    @property
+    def num_classes(self) -> int:
+        return self.linear.out_features
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → maps (B, C, h, w)."""
+        return self.features(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.pool(self.forward_features(x)))  # (B, C, h, w) → (B, C) → (B, K)
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode back afterwards, also after an exception.
+
+    Examples
+    --------
+    >>> layer = nn.Dropout()
+    >>> with evaluation_mode(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+# What may stand between the features and the linear layer; whether it really is their mean is then measured.
+_POOLING_LAYERS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+_POOLING_CALLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "flatten", "view", "reshape", "squeeze"}
+
+
+def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
+    """View a model that ends in global average pooling and one linear layer as a `Classifier`.
+
+    The model is not copied: both share their layers. Its graph is traced in evaluation mode, cut in front of
+    the pooling, and accepted only if pooling and linear layer reproduce the model's logits on a probe.
+    So torchvision's ResNets, MobileNetV2, DenseNets, EfficientNets, RegNets and Swin transformers are.
+
+    Parameters
+    ----------
+    model : the classifier; a `Classifier` is returned as it is
+    probe : images (B, c, H, W) to check with; None draws noise of 224x224 pixels
+
+    Raises
+    ------
+    TypeError : not a module
+    ValueError : the model cannot be traced, or is not of this form
+
+    Examples
+    --------
+    >>> stock = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    >>> adapt(stock).linear is stock[3]
+    True
+    """
+    if isinstance(model, Classifier):
+        return model
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, was {type(model).__name__}")
+    name = type(model).__name__
+    remedy = (
+        "infoCAM needs features → global average pooling → one nn.Linear; if the model has that, build "
+        "Classifier(features, linear) from its parts"
+    )
+    modules = dict(model.named_modules())
+    with evaluation_mode(model):
+        try:
+            graph = torch.fx.Tracer().trace(model)
+        except Exception as error:  # tracing runs the model's own code, which may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name} cannot be traced ({reason}); {remedy}") from error
+        output = next(node for node in graph.nodes if node.op == "output")
+        last = output.args[0]
+        linear = modules.get(str(last.target)) if isinstance(last, torch.fx.Node) else None
+        if not isinstance(last, torch.fx.Node) or not isinstance(linear, nn.Linear):
+            raise ValueError(f"{name} does not end in one nn.Linear; {remedy}")
+        cut, dropout = last.all_input_nodes[0], 0.0
+        while cut.all_input_nodes:
+            part = modules.get(str(cut.target)) if cut.op == "call_module" else None
+            called = cut.target if isinstance(cut.target, str) else getattr(cut.target, "__name__", "")
+            if not (isinstance(part, _POOLING_LAYERS) if part is not None else called in _POOLING_CALLS):
+                break
+            dropout = part.p if isinstance(part, nn.Dropout) else dropout
+            cut = cut.all_input_nodes[0]
+        output.args = (cut,)
+        features = torch.fx.GraphModule(model, graph, name)
+        features.graph.eliminate_dead_code()
+        features.recompile()
+        features.delete_all_unused_submodules()
+        adapted = Classifier(features, linear, name, dropout)
+
+        if probe is None:
+            channels = next((m.in_channels for m in modules.values() if isinstance(m, nn.Conv2d)), 3)
+            probe = torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0))
+        probe = probe.to(linear.weight.device, linear.weight.dtype)
+        with evaluation_mode(adapted), torch.inference_mode():
+            try:
+                expected, maps = model(probe), adapted.forward_features(probe)
+            except Exception as error:  # again the model's own code
+                found = f"{tuple(probe.shape)} ({type(error).__name__}: {error})"
+                raise ValueError(
+                    f"{name} fails on images {found}; pass adapt(model, probe=<its images>)"
+                ) from error
+            if maps.ndim != 4 or maps.shape[1] != linear.in_features or maps[0, 0].numel() == 1:
+                raise ValueError(
+                    f"{name}'s last layer sees {tuple(maps.shape)}, not the mean of maps; {remedy}"
+                )
+            gap = (adapted.linear(adapted.pool(maps)) - expected).abs().max() / expected.abs().max()
+            if not gap < torch.finfo(linear.weight.dtype).eps ** 0.5:
+                raise ValueError(f"{name}'s logits are not linear in mean maps (off by {gap:.1e}); {remedy}")
+    for module in set(adapted.modules()) - set(modules.values()):
+        module.training = model.training
+    return adapted
