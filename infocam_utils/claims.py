@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 import yaml
 
-from infocam_utils.records import Record, RecordBook, atomic_write, checkout, read_book
+from infocam_utils.records import Record, RecordBook, atomic_write, checkout, exact, read_book
 
 if TYPE_CHECKING:  # pandas takes a second to import; checking the ledger does not need it
     import pandas as pd
@@ -173,9 +173,12 @@ def _find(claim: Claim, evidence: Evidence, book: RecordBook) -> Finding:
         raise LedgerError(
             f"row {claim.id}: is in {claim.unit!r}, its record {value.name!r} in {value.unit!r}"
         )
+    # A book may hold several data sets; then a record's name begins with its own.
+    first = (direction or value or exact("?", 0.0)).name.partition("/")[0]
+    dataset = first if first in book.dataset.split(",") else book.dataset
     size = book.records.get(f"{claim.data}/classes")
     whole = claim.classes is None or (size is not None and size.value == claim.classes)
-    own = book.dataset == claim.data and book.profile == "paper" and whole
+    own = dataset == claim.data and book.profile == "paper" and whole
     holds = direction is not None and direction.low > 0 and math.isfinite(direction.low)
     near = (
         own
@@ -194,7 +197,7 @@ def _find(claim: Claim, evidence: Evidence, book: RecordBook) -> Finding:
         verdict = NOT_REPRODUCED
     else:
         verdict = NOT_ATTEMPTED  # a value on other data, without a difference, is context and decides nothing
-    return Finding(book.dataset, book.profile, value, direction, verdict)
+    return Finding(dataset, book.profile, value, direction, verdict)
 
 
 def judge(ledger: Sequence[Claim], books: Mapping[str, RecordBook]) -> list[Judged]:

@@ -103,7 +103,8 @@ def data_used(parameters: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The data sets and files that the parameters name, each with its digest (see `tree_digest`)."""
     named = [v for value in parameters.values() for v in (value if isinstance(value, list) else [value])]
     used = {}
-    for name in sorted({v for v in named if isinstance(v, str) and v and v not in DERIVED}):
+    names = {n for v in named if isinstance(v, str) for n in (v, *v.split(","))} - {"", *DERIVED}
+    for name in sorted(names):
         found = next((p for p in (root / name, Path(name).expanduser().absolute()) if p.exists()), None)
         if found is not None and found.resolve() not in (root, *root.parents):
             used[name] = tree_digest(found)
@@ -115,7 +116,7 @@ def data_used(parameters: Mapping[str, Any], root: Path) -> dict[str, Any]:
 def run_key(plan: Plan, root: Path, output: Path, results: Path) -> str:
     """Changes when the notebook's cells, the package, the parameters, the profile or the data change.
 
-    A notebook with a parameter ``repository`` shows records, so for it the records count as data.
+    A notebook with a parameter ``results_dir`` shows records, so for it the records count as data.
     """
     cells = [[c.cell_type, c.source] for c in nbformat.read(plan.path, as_version=4).cells]
     parts: dict[str, Any] = {
@@ -125,7 +126,7 @@ def run_key(plan: Plan, root: Path, output: Path, results: Path) -> str:
         "profile": plan.profile,
         "data": data_used(plan.parameters, root),
     }
-    if "repository" in plan.defaults:
+    if "results_dir" in plan.defaults:
         folders = (results, output / "records")
         files = sorted(p for f in folders for p in f.rglob("*.json") if p.stem != plan.name)
         parts["records"] = fingerprint(*files)

@@ -17,7 +17,9 @@ from matplotlib.patches import Rectangle
 from infocam_utils.storage import output_root, replacing
 
 PALETTE = sns.color_palette("colorblind")
-TRUTH, OURS, PAPER = PALETTE[2], PALETTE[0], PALETTE[1]
+OURS, PAPER = PALETTE[0], PALETTE[1]
+MARKERS = "osD^v"
+Row = tuple[str, float | None, float | None, float, float]  # label, reference, ours, low, high
 
 
 def use_style() -> None:
@@ -51,7 +53,7 @@ def _interval(ax: Axes, x: float, y: float, low: float, high: float, horizontal:
 
 
 def interval_plot(
-    rows: Sequence[tuple[str, float | None, float | None, float, float]],
+    rows: Sequence[Row],
     xlabel: str,
     reference: str = "paper",
     ax: Axes | None = None,
@@ -75,10 +77,8 @@ def interval_plot(
 
 def scorecard(judged: Sequence[Any]) -> Figure:
     """The claims that state a number (`claims.Judged`): the paper's and ours, one panel per unit."""
-    units: dict[str, list[tuple[str, float | None, float | None, float, float]]] = {}
-    for claim, findings in ((row.claim, row.findings) for row in judged):
-        if claim.paper is None:
-            continue
+    units: dict[str, list[Row]] = {}
+    for claim, findings in ((row.claim, row.findings) for row in judged if row.claim.paper is not None):
         rows = units.setdefault(claim.unit, [])
         ours = [f for f in findings if f.value is not None]
         if not ours:
@@ -86,14 +86,32 @@ def scorecard(judged: Sequence[Any]) -> Figure:
         for f in ours:
             label = f"{claim.id}\n{f.dataset}, {f.profile}"
             rows.append((label, claim.paper, f.value.value, f.value.low, f.value.high))
+    return _panels(units)
+
+
+def differences(judged: Sequence[Any]) -> Figure:
+    """The paired differences that decide directions, right of zero where the claim holds, by unit."""
+    units: dict[str, list[Row]] = {}
+    for claim, findings in ((row.claim, row.findings) for row in judged):
+        for f in findings:
+            if f.direction is not None:
+                label = f"{claim.id}\n{f.dataset}, {f.profile}"
+                row = (label, None, f.direction.value, f.direction.low, f.direction.high)
+                units.setdefault(f.direction.unit, []).append(row)
+    fig = _panels(units)
+    for ax in fig.axes:
+        ax.axvline(0, color="grey", linestyle=":")
+    return fig
+
+
+def _panels(units: Mapping[str, Sequence[Row]]) -> Figure:
     if not units:
-        raise ValueError("no claim states a number, so there is nothing to draw")
+        raise ValueError("no record to draw: run the notebooks that the claims name")
     heights = [len(rows) for rows in units.values()]
-    fig, axes = plt.subplots(
-        len(units), 1, figsize=(8, 1 + 0.55 * sum(heights)), height_ratios=heights, squeeze=False
-    )
+    size = (8, 1 + 0.55 * sum(heights))
+    fig, axes = plt.subplots(len(units), 1, figsize=size, height_ratios=heights, squeeze=False)
     for ax, (unit, rows) in zip(axes[:, 0], units.items(), strict=True):
-        interval_plot(rows, unit, ax=ax)
+        interval_plot(rows, unit or "no unit", ax=ax)
     return fig
 
 
@@ -109,12 +127,11 @@ def estimate_vs_truth(truth: Mapping[str, float], estimates: Mapping[str, Mappin
     ends = [min(truth.values()) - 0.05, max(truth.values()) + 0.05]
     left.plot(ends, ends, color="grey", linestyle=":", label="estimate = truth")
     right.axhline(0, color="grey", linestyle=":")
-    markers = "osD^v"
     for number, (method, found) in enumerate(estimates.items()):
         offset = 0.15 * (number - (len(estimates) - 1) / 2)  # side by side, so that no bar hides another
         for place, (setting, e) in enumerate(found.items()):
             t = truth[setting]
-            style = {"color": PALETTE[number], "fmt": markers[number % 5], "label": method}
+            style = {"color": PALETTE[number], "fmt": MARKERS[number % 5], "label": method}
             _interval(left, t, e.value, e.low, e.high, False, **style)
             _interval(right, place + offset, e.value - t, e.low - t, e.high - t, False, **style)
     left.set(xlabel="true mutual information, nats", ylabel="estimate, nats")
@@ -216,7 +233,50 @@ def recall_bars(prior: Any, recalls: Mapping[str, Any], class_names: Sequence[st
     bottom.set_xticks(
         [] if crowded else places, [] if crowded else names, rotation=90 if len(shares) > 12 else 0
     )
-    bottom.legend(ncols=len(recalls), fontsize="small", loc="lower right")
+    fig.legend(ncols=len(recalls), fontsize="small", loc="outside upper right")
+    return fig
+
+
+def recall_plane(points: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Figure:
+    """Recall of rare over that of common classes, a panel per data set; small dots are seeds, large means.
+
+    Parameters
+    ----------
+    points : data set to method to (common, rare), each with one value per seed, in per cent.
+    """
+    fig, axes = plt.subplots(1, len(points), figsize=(4.5 * len(points), 4), squeeze=False)
+    for ax, (name, methods) in zip(axes[0], points.items(), strict=True):
+        for number, (method, (common, rare)) in enumerate(methods.items()):
+            style: dict[str, Any] = {"color": PALETTE[number], "marker": MARKERS[number % 5], "linestyle": ""}
+            ax.plot(common, rare, markersize=4, alpha=0.5, **style)
+            ax.plot(np.mean(common), np.mean(rare), markersize=10, label=method, **style)
+        ax.set(title=name, xlabel="recall of common classes, %")
+    axes[0, 0].set(ylabel="recall of rare classes, %")
+    axes[0, 0].legend(fontsize="small")
+    return fig
+
+
+def trade_off(sweeps: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Accuracy and per-class accuracy along the weight of the log prior, mean and range over seeds.
+
+    Parameters
+    ----------
+    sweeps : data set to "tau" (T,), "accuracy" and "per_class_accuracy_all" (seeds, T), in per cent.
+    """
+    fig, axes = plt.subplots(1, len(sweeps), figsize=(4.5 * len(sweeps), 3.5), squeeze=False)
+    measures = {
+        "accuracy": "accuracy, training shares",
+        "per_class_accuracy_all": "per-class accuracy",
+    }
+    for ax, (name, sweep) in zip(axes[0], sweeps.items(), strict=True):
+        for number, (key, label) in enumerate(measures.items()):
+            y, color = np.asarray(sweep[key]), PALETTE[number]
+            ax.plot(sweep["tau"], y.mean(0), color=color, label=label)
+            ax.fill_between(sweep["tau"], y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+            ax.plot(sweep["tau"][y.mean(0).argmax()], y.mean(0).max(), "*", color=color, markersize=12)
+        ax.set(title=name, xlabel="τ, weight of log prior")
+    axes[0, 0].set(ylabel="%")
+    axes[0, 0].legend(fontsize="small")
     return fig
 
 

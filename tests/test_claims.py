@@ -67,6 +67,12 @@ def test_other_data_reach_at_most_the_direction(other):
     assert verdict({"a.json": book(*records, **other)}, evidence=only_value) == "not attempted"
 
 
+def test_in_a_book_of_several_data_sets_a_record_says_which_is_its_own():
+    several = book(record("digits/gain", 3.0), dataset="digits,cub200", profile="quick")
+    (row,) = judge([claim(evidence=(Evidence("a.json", None, "digits/gain"),))], {"a.json": several})
+    assert row.findings[0].dataset == "digits"
+
+
 def test_a_single_run_without_interval_reproduces_by_tolerance_only():
     single = Record("ours", 81.0, float("-inf"), float("inf"), "%")
     lone = Record("gain", 5.0, float("-inf"), float("inf"), "%")

@@ -184,7 +184,7 @@ def test_the_key_follows_cells_parameters_profile_data_and_records(folder, tmp_p
     write_notebook(folder / "01_good.ipynb", GOOD, RECORDS + "\nprint(1)")
     changed = key()
     assert changed != first
-    write_notebook(folder / "01_good.ipynb", GOOD + "\nrepository = None", RECORDS + "\nprint(1)")
+    write_notebook(folder / "01_good.ipynb", GOOD + "\nresults_dir = None", RECORDS + "\nprint(1)")
     reading = key()
     (results / "quick").mkdir(parents=True)
     (results / "quick" / "03.json").write_text("{}")
@@ -195,7 +195,7 @@ def test_data_used_carries_the_checksum_that_the_download_verified(tmp_path):
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds" / "images.txt").write_text("1 a.jpg")
     (tmp_path / "birds.json").write_text('{"sha256": "abc"}')
-    used = pipeline.data_used({"dataset": "birds", "seeds": [0], "data_dir": str(tmp_path)}, tmp_path)
+    used = pipeline.data_used({"dataset": "digits,birds", "seeds": [0], "data_dir": str(tmp_path)}, tmp_path)
     assert list(used) == ["birds"]
     assert (used["birds"]["files"], used["birds"]["bytes"], used["birds"]["sha256"]) == (1, 7, "abc")
 

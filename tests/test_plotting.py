@@ -78,8 +78,33 @@ def test_scorecard_has_a_panel_per_unit():
     )
     assert [ax.get_xlabel() for ax in fig.axes] == ["%", "nats"]
     assert [len(ax.get_yticklabels()) for ax in fig.axes] == [2, 1]
-    with pytest.raises(ValueError, match="no claim states a number"):
+    with pytest.raises(ValueError, match="no record to draw"):
         plotting.scorecard([row("direction", None, "%", 3.0)])
+
+
+def test_differences_stand_beside_a_line_at_zero():
+    found = SimpleNamespace(direction=Record("d", 3.0, 1.0, 5.0, "%"), dataset="d", profile="quick")
+    nothing = SimpleNamespace(direction=None)
+    (ax,) = plotting.differences(
+        [SimpleNamespace(claim=SimpleNamespace(id="x"), findings=[found, nothing])]
+    ).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["x\nd, quick"]
+    assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines)
+
+
+def test_recall_plane_has_every_seed_and_the_mean():
+    (ax,) = plotting.recall_plane({"birds": {"softmax": ([80, 90], [40, 60])}}).axes
+    seeds, mean = ax.lines
+    assert list(zip(seeds.get_xdata(), seeds.get_ydata(), strict=True)) == [(80, 40), (90, 60)]
+    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == (85, 50)
+
+
+def test_trade_off_marks_the_best_of_each_measure():
+    curve = {"tau": np.array([0.0, 0.5, 1.0]), "accuracy": np.array([[1, 2, 3.0]]),
+             "per_class_accuracy_all": np.array([[3, 2, 1.0], [5, 2, 1.0]])}  # fmt: skip
+    (ax,) = plotting.trade_off({"birds": curve}).axes
+    stars = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "*"]
+    assert stars == [(1.0, 3.0), (0.0, 4.0)]
 
 
 def test_estimate_vs_truth_shows_errors_around_zero():
