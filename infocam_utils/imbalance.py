@@ -14,7 +14,7 @@ from infocam_utils import datasets, heads
 from infocam_utils.images import ImageSet
 from infocam_utils.inference import pooled_features, predict
 from infocam_utils.information import accuracy, class_prior, per_class_accuracy, recalls, shift_prior
-from infocam_utils.protocols import Kind, Protocol, loss_of, network, untrained
+from infocam_utils.protocols import Kind, Protocol, loss_of, network, select_decay, untrained
 from infocam_utils.splits import ImbalanceRule, imbalanced_subset
 
 
@@ -115,8 +115,11 @@ def imbalanced_logits(
         for images in (task.train, task.test)
     )
     labels, prior = task.train.labels[rows], task.prior(seed)
+    decay = how.head_decay
+    if decay is None:  # chosen with the plain softmax, and the same for both losses
+        decay = select_decay(features[rows], labels, task.train.num_classes, seed=seed)
     head = heads.fit_head(
-        features[rows], labels, task.train.num_classes, loss_of(kind, prior), weight_decay=how.head_decay,
+        features[rows], labels, task.train.num_classes, loss_of(kind, prior), weight_decay=decay,
         optimizer=how.head_optimizer, epochs=max(1, round(how.passes / len(rows))), seed=seed,
     )  # fmt: skip
     with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from infocam_utils import images as images_module
 from infocam_utils import models as models_module
+from infocam_utils import pooled as pooled_module
 from infocam_utils.images import Geometry, ImageSet, prepare
 from infocam_utils.models import Classifier, evaluation_mode
 from infocam_utils.storage import cached, fingerprint, report_progress
@@ -92,7 +93,7 @@ def pooled_features(
         "network": model.name,
         "weights": state_digest(body),
         "geometry": asdict(geometry),
-        "code": fingerprint(images_module, models_module, Path(__file__)),
+        "code": fingerprint(images_module, models_module, pooled_module, Path(__file__)),
     }
     pieces = []
     for first in range(0, max(len(images), 1), PIECE):  # an empty set reaches the error of _forward

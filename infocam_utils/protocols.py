@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,10 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from infocam_utils import images, information, models, records, training
+from infocam_utils import heads, images, information, models, pooled, records, training
 from infocam_utils.images import Geometry, ImageSet
 from infocam_utils.information import PCSoftmaxLoss, class_prior
-from infocam_utils.models import Classifier
+from infocam_utils.pooled import Classifier
+from infocam_utils.splits import stratified_split
 
 Kind = Literal["softmax", "pc"]
 
@@ -32,7 +34,8 @@ class Protocol:
     backbone, weights, stride : see :func:`infocam_utils.models.classifier`
     size : side of the decoded images, in pixels; geometry : from there to the network's input
     frozen : only a linear head is trained, on features computed once (the paper's CUB protocol)
-    passes : training images seen, epochs times images; head_optimizer : of a frozen protocol's head
+    passes : training images seen, epochs times images
+    head_optimizer, head_decay : of a frozen protocol's head; None chooses the decay by `select_decay`
     """
 
     backbone: str
@@ -46,7 +49,7 @@ class Protocol:
     lr: float = 4e-3
     weight_decay: float = 0.05
     head_optimizer: Literal["adamw", "lbfgs"] = "lbfgs"
-    head_decay: float = 1e-4
+    head_decay: float | None = None
 
     @property
     def label(self) -> str:
@@ -134,7 +137,7 @@ def network(
     key = {
         "images": train.key, "protocol": asdict(how), "kind": kind, "seed": seed, "bias": log_prior_bias,
         "weights": models.weights_digest(how.weights), "classes": train.num_classes,
-        "code": records.fingerprint(training, models, images, information),
+        "code": records.fingerprint(training, models, pooled, images, information),
     }  # fmt: skip
     folder = cache_dir if cache_dir is not None else records.data_root() / "cache"
 
@@ -150,3 +153,31 @@ def network(
 
     model.load_state_dict(records.cached("network", key, fitted, folder))
     return model.eval()
+
+
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
+
+
+def select_decay(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    split: tuple[Tensor, Tensor] | None = None,
+    candidates: Sequence[float] = DECAYS,
+) -> float:
+    """The weight decay of a convergent linear head that predicts held-out *training* images best.
+
+    Heads are fitted with plain cross-entropy on a share of each class's images (`split`, or 80 % drawn from
+    the seed) and compared by their cross-entropy on the rest, so no test image has a say.
+    """
+    rows, unseen = stratified_split(labels, 0.2, seed) if split is None else split
+    losses = []
+    for decay in candidates:
+        head = heads.fit_head(
+            features[rows], labels[rows], num_classes, weight_decay=decay, optimizer="lbfgs", tolerance=1e-4
+        )
+        with torch.no_grad():
+            losses.append(float(nn.functional.cross_entropy(head(features[unseen]), labels[unseen])))
+    return candidates[losses.index(min(losses))]
