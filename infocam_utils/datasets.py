@@ -96,7 +96,7 @@ def load_images(name: str | Path, split: str = "train", data_dir: str | Path | N
         return small if limit is None else small.subset(spread(len(small), limit))
     if name == "minibirds":
         return _drawn_birds(split, data_dir, size or 64, limit)
-    folder = root / name if not Path(name).is_dir() else Path(name)
+    folder = root / name if (root / name).is_dir() else Path(name)
     if not folder.is_dir():
         if name in NAMES:
             raise FileNotFoundError(f"{name} is not under {root}. {how_to_get(str(name))}")

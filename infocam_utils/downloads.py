@@ -151,11 +151,13 @@ def get(name: str, data_dir: str | Path | None = None, url: str | None = None, s
         if target.exists():
             _check_present(target, record, url, sha256)
             return target
+        unpacked = workshop / f"{folder}.unpacking"
         if name == "mnist":
-            found = _get_mnist(address, workshop, target, progress)
+            parts, found = _get_mnist(address, folder, workshop, unpacked, progress)
         else:
             official = url is None or into is None or into == name
             part = workshop / f"{folder}@{Path(urlsplit(address).path).name}.part"
+            parts = [part]
             if official and sha256 is None:
                 check = ("md5", source.md5)
                 download(address, part, source.size, source.unpacked, progress)
@@ -163,11 +165,13 @@ def get(name: str, data_dir: str | Path | None = None, url: str | None = None, s
                 check = ("sha256", sha256.lower() if sha256 else record.get("sha256"))
                 download(address, part, progress=progress)
             found = _verify(part, address, *check)
-            unpack(part, workshop / f"{folder}.unpacking", target)
+            unpack(part, unpacked)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        record = {"name": name, "url": address, **found, "utc": now}
+        atomic_write(record_file, json.dumps(record, indent=1) + "\n")
+        os.replace(unpacked, target)  # last: a folder without its record would count as somebody else's
+        for part in parts:
             _discard(part)
-        atomic_write(record_file, json.dumps({
-            "name": name, "url": address, **found, "utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }, indent=1) + "\n")
     return target
 
 
@@ -217,7 +221,7 @@ def download(url: str, part: Path, size: int | None = None, unpacked: int | None
             atomic_write(notes_file, json.dumps({"url": url, "mark": mark, "total": total}))
             while True:
                 try:
-                    chunk = response.read(_CHUNK)
+                    chunk = response.read1(_CHUNK)  # what is there: nothing is lost if the rest never comes
                 except (OSError, http.client.HTTPException) as error:
                     chunk, trouble = b"", str(error) or type(error).__name__
                 if not chunk:
@@ -247,23 +251,21 @@ def _verify(part: Path, url: str, kind: str, wanted: str | None) -> dict[str, An
     return {"bytes": part.stat().st_size, **found, "checked against": checked}
 
 
-def _get_mnist(address: str, workshop: Path, target: Path, progress: Progress | None) -> dict[str, Any]:
+def _get_mnist(address: str, folder: str, workshop: Path, unpacked: Path,
+               progress: Progress | None) -> tuple[list[Path], dict[str, Any]]:
     """The four files that torchvision names, by its checksums, unpacked where torchvision looks for them."""
     from torchvision.datasets import MNIST
 
-    raw = workshop / f"{target.name}.unpacking" / "MNIST" / "raw"
+    raw = unpacked / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
-    parts = [workshop / f"{target.name}@{file}.part" for file, _ in MNIST.resources]
+    parts = [workshop / f"{folder}@{file}.part" for file, _ in MNIST.resources]
     total = 0
     for part, (file, md5) in zip(parts, MNIST.resources, strict=True):
         download(address + file, part, progress=progress)
         total += _verify(part, address + file, "md5", md5)["bytes"]
         with gzip.open(part) as packed, open(raw / Path(file).stem, "wb") as plain:
             shutil.copyfileobj(packed, plain)
-    os.replace(raw.parents[1], target)
-    for part in parts:
-        _discard(part)
-    return {"bytes": total, "checked against": "torchvision's md5 of each file"}
+    return parts, {"bytes": total, "checked against": "torchvision's md5 of each file"}
 
 
 def _source(name: str) -> Source:

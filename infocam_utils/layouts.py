@@ -187,13 +187,13 @@ class TinyImageNet(ListedImages):
     def _train_rows(self, wnids: list[str]) -> list[tuple[Path, str, list[str]]]:
         rows: list[tuple[Path, str, list[str]]] = []
         for wnid in wnids:
-            folder, listing = self.root / "train" / wnid, self.root / "train" / wnid / f"{wnid}_boxes.txt"
+            images, listing = (self.root / "train" / wnid / part for part in ("images", f"{wnid}_boxes.txt"))
             if listing.exists():
-                rows += [(folder / "images" / line[0], wnid, line[1:]) for line in _tabbed(listing, 5)]
-            elif (folder / "images").is_dir():
-                rows += [(path, wnid, []) for path in sorted((folder / "images").iterdir())]
+                rows += [(images / line[0], wnid, line[1:]) for line in _tabbed(listing, 5)]
+            elif images.is_dir():
+                rows += [(path, wnid, []) for path in sorted(images.iterdir())]
             else:
-                raise FileNotFoundError(f"{folder / 'images'} is not there, but wnids.txt names its class; "
+                raise FileNotFoundError(f"{images} is not there, but wnids.txt names its class; "
                                         "unpack the archive again")
         return rows
 

@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
-def unpack(archive: Path, workshop: Path, target: Path) -> None:
-    """Unpack a tar.gz or zip file into `workshop` and then rename that to `target`.
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar.gz or zip file into `folder`, which is made anew.
 
     Modification times are kept, so what is cached by them stays valid after unpacking again.
 
@@ -26,14 +26,15 @@ def unpack(archive: Path, workshop: Path, target: Path) -> None:
     OSError
         Not enough free space; the archive is kept.
     """
-    shutil.rmtree(workshop, ignore_errors=True)
-    workshop.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    whole = False
     try:
         if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, workshop)
+            _unpack_zip(archive, folder)
         else:
-            _unpack_tar(archive, workshop)
-        os.replace(workshop, target)
+            _unpack_tar(archive, folder)
+        whole = True
     except tarfile.FilterError as error:
         _remove(archive)
         raise ValueError(f"{archive.name} would write outside its folder: {error}. It was removed; get the "
@@ -43,7 +44,8 @@ def unpack(archive: Path, workshop: Path, target: Path) -> None:
         raise ValueError(f"{archive.name} is truncated, damaged or no archive ({error}). It was removed; "
                          "download it again") from error
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        if not whole:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:

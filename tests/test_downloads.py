@@ -10,6 +10,7 @@ import re
 import shutil
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +33,8 @@ class Site:
         self.files: dict[str, bytes] = {}
         self.mark: str | None = '"one"'
         self.ranges = True
-        self.cut: int | None = None  # bytes after which the connection is closed
+        self.cut: int | None = None  # bytes after which nothing more comes
+        self.hang = 0.0  # seconds until the connection is closed then
         self.asked: list[str | None] = []  # the Range header of each request
         self.address = ""
 
@@ -64,6 +66,8 @@ def site() -> Iterator[Site]:
             self.send_header("Content-Length", str(len(body) - start))
             self.end_headers()
             self.wfile.write(body[start:] if place.cut is None else body[start:place.cut])
+            self.wfile.flush()
+            time.sleep(place.hang)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -162,6 +166,31 @@ def test_a_download_goes_on_where_it_stopped(site: Site, cub: str, tmp_path: Pat
     folder = get("cub200", data, cub, into="small", sha256=sha256(content))
     assert len(CUB(folder)) == 4
     assert site.asked == [None, f"bytes={begun}-"]
+
+
+def test_a_server_that_falls_silent(site: Site, cub: str, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
+    site.cut, site.hang = 1000, 1.0
+    with pytest.raises(ConnectionError, match=r"stopped after 1000 of \d+ bytes \(timed out\)"):
+        get("cub200", tmp_path / "data", cub, into="small")
+    site.cut, site.hang = None, 0.0
+    assert len(CUB(get("cub200", tmp_path / "data", cub, into="small"))) == 4
+    assert site.asked == [None, "bytes=1000-"]
+
+
+def test_an_interrupt_while_unpacking_keeps_the_archive(site: Site, cub: str, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            get("cub200", tmp_path / "data", cub, into="small")
+    assert not list((tmp_path / "data").glob("**/CUB_200_2011"))
+    get("cub200", tmp_path / "data", cub, into="small")
+    assert len(site.asked) == 1
 
 
 def test_status_tells_of_a_download_that_has_begun(site: Site, cub: str, tmp_path: Path) -> None:
