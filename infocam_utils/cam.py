@@ -69,6 +69,8 @@ def contrast_weights(
 
     `others` subtracts the mean of the other K − 1 rows, `least_likely` and `runner_up` the row of the class
     with the smallest or largest logit *except y*: were y its own rival, the map would be zero.
+    Stacked to (V, B, C), vectors of several heads and rivals read the features once for all their maps,
+    `einsum('vbc,bchw->bvhw', vectors, features)`.
 
     Parameters
     ----------

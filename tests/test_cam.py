@@ -155,6 +155,15 @@ def test_nothing_of_the_caller_is_changed(batch):
     assert all(torch.equal(a, b) for a, b in zip(batch, copies, strict=True))
 
 
+def test_vectors_of_several_heads_and_rivals_draw_all_maps_at_once(batch):
+    features, weight, _, logits, labels = batch
+    choices = [(head, against) for head in (weight, -2 * weight) for against in VARIANTS]
+    vectors = torch.stack([contrast_weights(head, labels, against, logits) for head, against in choices])
+    maps = torch.einsum("vbc,bchw->bvhw", vectors, features)
+    for variant, (head, against) in enumerate(choices):
+        torch.testing.assert_close(maps[:, variant], info_cam(features, head, labels, against, logits))
+
+
 def test_full_region_sum_is_mass_times_area():
     maps = torch.rand(2, 5, 4, dtype=torch.float64)
     full = region_sum(maps, 4, "full")
