@@ -308,4 +308,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _megabytes(count: int) -> str:
+    if count == 0:
+        return "no download"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
