@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 _CELLS = 1 << 14  # cells of the table that counts thresholds; a power of two, so that value * _CELLS is exact
-_NEIGHBOURS = ((-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))  # in the rows above and below
+_DIAGONALS = np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])
 
 
 class _Basins(NamedTuple):
@@ -71,7 +71,9 @@ def _sweep(values: np.ndarray, level: np.ndarray, thresholds: int) -> np.ndarray
     best = size.max(axis=0)
     leads = (size == best) & (best > 0)  # the basins that name the largest components
     if np.count_nonzero(leads) > np.count_nonzero(best):  # several are equally large
-        first = _from_above(key, np.arange(values.size)[None], area.shape, values.size)
+        first = np.full(len(parent) * (thresholds + 1), values.size)
+        np.minimum.at(first, key, np.arange(values.size))
+        first = _from_above(first.reshape(len(parent), -1))
         origin = np.full(up.size, values.size)
         np.minimum.at(origin, up, first.reshape(-1))
         origin = np.where(leads, origin.reshape(area.shape), values.size)
@@ -118,28 +120,37 @@ def _basins(values: np.ndarray) -> _Basins:
     The pixels of a row that climb to one local maximum are adjacent: only these runs are kept and followed.
     """
     height, width = values.shape
-    east = np.zeros(values.shape, dtype=bool)  # the step leads east; otherwise west, unless that is no ascent
-    np.greater(values[:, 1:], values[:, :-1], out=east[:, :-1])
-    begins = np.ones(values.shape, dtype=bool)
-    np.greater(east[:, 1:], east[:, :-1], out=begins[:, 1:])  # a valley: the pixel before does not climb east
+    flat = values.reshape(-1)  # neighbours in a row are neighbours here, except across the ends of rows
+    east = np.zeros(flat.size, dtype=bool)  # the step leads east; otherwise west, unless that is no ascent
+    np.greater(flat[1:], flat[:-1], out=east[:-1])
+    east[width - 1 :: width] = False
+    begins = np.ones(flat.size, dtype=bool)
+    np.greater(east[1:], east[:-1], out=begins[1:])  # a valley: the pixel before does not climb east
+    begins[::width] = True
     reached = begins.copy()
-    reached[:, 1:] |= east[:, :-1]
+    reached[1:] |= east[:-1]
     starts, summits = np.flatnonzero(begins), np.flatnonzero(reached > east)
-    lengths = np.diff(starts, append=values.size)
+    lengths = np.diff(starts, append=flat.size)
     run = np.repeat(np.arange(len(starts), dtype=np.int32), lengths)  # (H*W,)
 
-    flat = values.reshape(-1)
-    up = np.arange(len(summits))
-    ends = up  # the runs that have found no greater neighbour yet
-    for dy, dx in _NEIGHBOURS:
+    up, ends = np.arange(len(summits)), np.arange(len(summits))  # ends: no greater neighbour found yet
+    for shift in (-width, width):
         source = summits[ends]
-        y = source // width
-        x = source - y * width
-        inside = (y > 0 if dy < 0 else y < height - 1) & (x + dx >= 0) & (x + dx < width)
-        target = np.where(inside, source + (dy * width + dx), source)
-        climbs = flat[target] > flat[source] if dy > 0 else (flat[target] >= flat[source]) & inside
-        up[ends[climbs]] = run[target[climbs]]
+        other, own = flat.take(source + shift, mode="clip"), flat[source]
+        if shift < 0:
+            climbs = (other >= own) & (source >= width)
+        else:
+            climbs = (other > own) & (source < flat.size - width)
+        up[ends[climbs]] = run[source[climbs] + shift]
         ends = ends[~climbs]
+    y, x = np.divmod(summits[ends][:, None], width)  # few are left to look along the diagonals
+    y, x = y + _DIAGONALS[0], x + _DIAGONALS[1]  # (n, 4)
+    target = np.where((y >= 0) & (y < height) & (x >= 0) & (x < width), y * width + x, summits[ends][:, None])
+    other, own = flat[target], flat[summits[ends]][:, None]
+    climbs = (other > own) | ((other == own) & (target < summits[ends][:, None]))
+    found, first = climbs.any(axis=1), climbs.argmax(axis=1)
+    up[ends[found]] = run[target[found, first[found]]]
+    ends = ends[~found]
     name = np.zeros(len(up), dtype=np.int64)
     name[ends] = np.arange(len(ends))
     of_run = name[_follow(up)]
@@ -151,23 +162,17 @@ def _merge(basins: _Basins, level: np.ndarray, thresholds: int) -> tuple[np.ndar
     """The basin that absorbs each basin, and the level of the saddle below which it does (0: never)."""
     basin, count = basins.of_pixel, len(basins.peaks)
     height, width = level.shape
-    border = np.zeros((height, width), dtype=bool)
-    np.not_equal(basin[:, :-1], basin[:, 1:], out=border[:, :-1])
-    border[:-1] |= basin[:-1] != basin[1:]
-    border[:-1, :-1] |= basin[:-1, :-1] != basin[1:, 1:]
-    border[:-1, 1:] |= basin[:-1, 1:] != basin[1:, :-1]
-    here = np.flatnonzero(border)
-    y = here // width
-    x = here - y * width
-    east, south = x < width - 1, y < height - 1
-    inside = np.stack([east, south, south & east, south & (x > 0)])  # (4, n)
-    there = here + np.array([[1], [width], [width + 1], [width - 1]])
-    there = np.where(inside, there, here)  # a pixel is its own neighbour beyond the border: no pair
+    border = np.zeros((4, height, width), dtype=bool)
+    np.not_equal(basin[:, :-1], basin[:, 1:], out=border[0, :, :-1])
+    np.not_equal(basin[:-1], basin[1:], out=border[1, :-1])
+    np.not_equal(basin[:-1, :-1], basin[1:, 1:], out=border[2, :-1, :-1])
+    np.not_equal(basin[:-1, 1:], basin[1:, :-1], out=border[3, :-1, 1:])
+    at = [np.flatnonzero(b) for b in border]
+    here, shift = np.concatenate(at), np.repeat([1, width, width + 1, width - 1], [len(i) for i in at])
+    there = here + shift
     basin, level = basin.reshape(-1), level.reshape(-1)
-    a, b = basin[here].astype(np.int64), basin[there]
+    pair = basin[here].astype(np.int64) * count + basin[there]
     saddle = np.minimum(level[here], level[there])
-    pair = (a * count + b)[a != b]
-    saddle = saddle[a != b]
     if count * count <= level.size:  # keep the highest saddle of each pair: in a matrix, or by sorting
         highest = np.zeros(count * count, dtype=level.dtype)
         np.maximum.at(highest, pair, saddle)
@@ -212,23 +217,21 @@ def _extents(
     # the greatest pixel of one of the column's stretches in that basin does.
     rows, row_key = basins.summits // width, base + level.reshape(-1)[basins.summits]
     basin, level = np.ascontiguousarray(basins.of_pixel.T), np.ascontiguousarray(level.T)
-    begins = np.ones(basin.shape, dtype=bool)
-    np.not_equal(basin[:, 1:], basin[:, :-1], out=begins[:, 1:])
+    basin, level = basin.reshape(-1), level.reshape(-1)
+    begins = np.ones(basin.size, dtype=bool)
+    np.not_equal(basin[1:], basin[:-1], out=begins[1:])
+    begins[::height] = True
     starts = np.flatnonzero(begins)
     columns = starts // height
-    column_key = basin.reshape(-1)[starts].astype(np.int64) * (thresholds + 1)
-    column_key += np.maximum.reduceat(level.reshape(-1), starts)
-    y = _from_above(row_key, np.stack([rows, -1 - rows]), shape, level.size)
-    x = _from_above(column_key, np.stack([columns, -1 - columns]), shape, level.size)
-    return key, area, np.stack([x[0], y[0], x[1], y[1]])
+    column_key = basin[starts].astype(np.int64) * (thresholds + 1)
+    column_key += np.maximum.reduceat(level, starts)
+    sides = ((column_key, columns), (row_key, rows), (column_key, ~columns), (row_key, ~rows))  # ~n: −1 − n
+    found = np.full((4, shape[0] * (thresholds + 1)), level.size, dtype=np.int32)
+    for side, (where, value) in zip(found, sides, strict=True):
+        np.minimum.at(side, where, value.astype(np.int32))
+    return key, area, _from_above(found.reshape(4, shape[0], -1))
 
 
-def _from_above(
-    key: np.ndarray, values: np.ndarray, shape: tuple[int, int], empty: int
-) -> np.ndarray:
-    """Least of each row of values (n, …) in each basin above each threshold: (n, basins, T)."""
-    found = np.full((len(values), shape[0] * (shape[1] + 1)), empty)
-    for row, value in zip(found, values, strict=True):
-        np.minimum.at(row, key, value)
-    # Entry c is of pixels with exactly c thresholds below; those above threshold t have c > t.
-    return np.minimum.accumulate(found.reshape(-1, shape[0], shape[1] + 1)[:, :, :0:-1], axis=2)[:, :, ::-1]
+def _from_above(least: np.ndarray) -> np.ndarray:
+    """Of pixels with exactly c thresholds below (…, T + 1), to pixels above threshold t, which have c > t."""
+    return np.minimum.accumulate(least[..., :0:-1], axis=-1)[..., ::-1]  # (…, T)
