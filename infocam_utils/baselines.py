@@ -15,8 +15,9 @@ import torch
 from sklearn.feature_selection import mutual_info_classif
 from torch import Tensor
 
-from .information import NORMAL_95, Estimate, class_prior
-from .mixture_training import MLPs, fit_mlps
+from infocam_utils.checks import check_choice, check_labels
+from infocam_utils.information import NORMAL_95, Estimate, class_prior
+from infocam_utils.mixture_training import MLPs, fit_mlps
 
 CriticKind = Literal["mine", "nwj", "infonce"]
 Marginal = Literal["exact", "shuffle"]
@@ -56,7 +57,8 @@ def critic_terms(
     >>> critic_terms(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), "nwj").mean()
     tensor(0.)
     """
-    _check_choices(kind, marginal)
+    check_choice("kind", kind, get_args(CriticKind))
+    check_choice("marginal", marginal, get_args(Marginal))
     joint = critic.gather(1, labels[:, None])[:, 0]  # (N,)
     if kind == "infonce" or marginal == "exact":
         if kind == "infonce" or prior is None:
@@ -99,7 +101,8 @@ def train_critics(
     >>> train_critics(x, y, 2, "mine", seeds=[0], steps=1)[0](x[0]).shape
     torch.Size([64, 2])
     """
-    _check_choices(kind, marginal)
+    check_choice("kind", kind, get_args(CriticKind))
+    check_choice("marginal", marginal, get_args(Marginal))
 
     def loss(critic: Tensor, labels: Tensor) -> Tensor:
         return -critic_terms(critic, labels, kind, marginal).mean()
@@ -142,7 +145,7 @@ def critic_estimate(
     64
     """
     prior = class_prior(y, num_classes)
-    class_prior(y_test, num_classes, smoothing=1.0)  # refuses labels out of range
+    check_labels(y_test, num_classes)
     critic = train_critics(x[None], y[None], num_classes, kind, marginal, seeds=[seed], steps=steps)[0]
     terms = critic_terms(critic(x_test).double(), y_test, kind, marginal, prior, seed)
     return Estimate.from_samples(terms)
@@ -232,12 +235,3 @@ def feature_norm_maps(features: Tensor) -> Tensor:
             f"features must be (B, C, H, W), got {tuple(features.shape)}; take them before pooling"
         )
     return features.norm(dim=1)
-
-
-def _check_choices(kind: str, marginal: str) -> None:
-    for name, value, choices in (
-        ("kind", kind, get_args(CriticKind)),
-        ("marginal", marginal, get_args(Marginal)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -14,6 +14,8 @@ import torch
 from scipy.special import logsumexp, ndtr
 from torch import Tensor
 
+from infocam_utils.checks import check_choice
+
 Rule = Literal["map", "ml"]
 Average = Literal["micro", "macro"]
 
@@ -152,9 +154,8 @@ class GaussianMixture:
         >>> round(mixture.bayes_accuracy("map"), 4), round(mixture.bayes_accuracy("ml"), 4)
         (0.7986, 0.7779)
         """
-        for name, value, choices in (("rule", rule, get_args(Rule)), ("average", average, get_args(Average))):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        check_choice("rule", rule, get_args(Rule))
+        check_choice("average", average, get_args(Average))
         means, prior = self._projected_means(), self.prior.numpy()
         # Scores are lines in t, offset + mean·t: class k wins between its crossings with the other lines.
         offset = -(means**2) / 2 + (np.log(prior) if rule == "map" else 0.0)

@@ -16,7 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Prior = Tensor | np.ndarray | Sequence[float]
+from infocam_utils.checks import (
+    Prior,
+    check_choice,
+    check_finite,
+    check_labels,
+    check_logits,
+    check_pairs,
+    check_predictions,
+    check_prior,
+    check_width,
+    named,
+)
+
 Kind = Literal["pc", "softmax"]
 Reading = Literal["pc", "softmax", "log_k_minus_ce"]
 Reduction = Literal["mean", "sum", "none"]
@@ -76,12 +88,12 @@ def class_prior(
     if smoothing < 0 or not math.isfinite(smoothing):
         raise ValueError(f"smoothing must be finite and at least 0, got {smoothing}; 0 or 1 is usual")
     labels = torch.as_tensor(labels)
-    _check_labels(labels, num_classes)
+    check_labels(labels, num_classes)
     counts = torch.bincount(labels.long(), minlength=num_classes).double()
     absent = (counts == 0).nonzero().flatten().tolist()
     if absent and smoothing == 0:
         raise ValueError(
-            f"{_named('class', absent)} absent from the {labels.numel()} labels, but each of the "
+            f"{named('class', absent)} absent from the {labels.numel()} labels, but each of the "
             f"{num_classes} classes needs a share above 0; lower num_classes, relabel, or pass smoothing > 0"
         )
     return (counts + smoothing) / (counts + smoothing).sum()
@@ -113,7 +125,7 @@ def log_pc_softmax(logits: Tensor, prior: Prior) -> Tensor:
     >>> log_pc_softmax(torch.tensor([[0.0, 50.0]]), [0.25, 0.75])
     tensor([[-49.7123,   0.2877]])
     """
-    _check_logits(logits)
+    check_logits(logits)
     prior = check_prior(prior, logits.shape[-1])
     return _log_pc_softmax(logits, prior)
 
@@ -137,9 +149,9 @@ def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc"
     >>> pmi.abs().max() < 1e-6
     tensor(True)
     """
-    _check_choice("kind", kind, get_args(Kind))
-    _check_logits(logits)
-    _check_finite(logits)
+    check_choice("kind", kind, get_args(Kind))
+    check_logits(logits)
+    check_finite(logits)
     prior = check_prior(prior, logits.shape[-1])
     if kind == "pc":
         return _log_pc_softmax(logits, prior)
@@ -174,12 +186,12 @@ def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Readi
     >>> round(mutual_information(logits, torch.tensor([0, 1]), [0.5, 0.5]).value, 4)  # log 2
     0.6931
     """
-    _check_choice("kind", kind, get_args(Reading))
-    _check_pairs(logits, labels)
-    _check_labels(labels, logits.shape[1])
+    check_choice("kind", kind, get_args(Reading))
+    check_pairs(logits, labels)
+    check_labels(labels, logits.shape[1])
     if kind == "log_k_minus_ce":
         check_prior(prior, logits.shape[1])
-        _check_finite(logits)
+        check_finite(logits)
         per_class = _at_least_float32(logits).log_softmax(-1) + math.log(logits.shape[1])
     else:
         per_class = pointwise_mutual_information(logits, prior, kind)
@@ -213,16 +225,16 @@ class PCSoftmaxLoss(nn.Module):
 
     def __init__(self, prior: Prior, reduction: Reduction = "mean") -> None:
         super().__init__()
-        _check_choice("reduction", reduction, get_args(Reduction))
+        check_choice("reduction", reduction, get_args(Reduction))
         self.reduction = reduction
         self.register_buffer("prior", check_prior(prior).detach().clone())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss in nats of (B, K) logits at (B,) integer labels: 0-d, or (B,) for reduction "none"."""
-        _check_pairs(logits, labels)
-        _check_width(self.prior, logits.shape[1])
+        check_pairs(logits, labels)
+        check_width(self.prior, logits.shape[1])
         if labels.device.type == "cpu":
-            _check_labels(labels, logits.shape[1])
+            check_labels(labels, logits.shape[1])
         losses = -_log_pc_softmax(logits, self.prior, labels.long())  # (B,)
         if self.reduction == "none":
             return losses
@@ -248,9 +260,9 @@ def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, ki
     >>> shift_prior(torch.zeros(1, 2), [0.9, 0.1], None, kind="softmax").argmax(1)
     tensor([1])
     """
-    _check_choice("kind", kind, get_args(Kind))
-    _check_logits(logits)
-    _check_finite(logits)
+    check_choice("kind", kind, get_args(Kind))
+    check_logits(logits)
+    check_finite(logits)
     logits, classes = _at_least_float32(logits), logits.shape[-1]
     train = check_prior(train_prior, classes)
     test = torch.full_like(train, 1 / classes) if test_prior is None else check_prior(test_prior, classes)
@@ -264,8 +276,8 @@ def recalls(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     >>> recalls(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), num_classes=2)
     tensor([0.5000, 1.0000], dtype=torch.float64)
     """
-    _check_labels(labels, num_classes)
-    _check_predictions(predictions, labels)
+    check_labels(labels, num_classes)
+    check_predictions(predictions, labels)
     total = torch.bincount(labels.long(), minlength=num_classes)
     right = torch.bincount(labels.long()[predictions == labels], minlength=num_classes)
     return right.double() / total
@@ -277,7 +289,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     >>> accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]))
     0.5
     """
-    _check_predictions(predictions, labels)
+    check_predictions(predictions, labels)
     return float((predictions == labels).double().mean())
 
 
@@ -288,40 +300,6 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
     0.75
     """
     return float(recalls(predictions, labels, num_classes).nanmean())
-
-
-def check_prior(prior: Prior, num_classes: int | None = None) -> Tensor:
-    """The prior as a (K,) floating tensor, or a ValueError that names what is wrong with it.
-
-    >>> check_prior([0.5, 0.5], num_classes=2)
-    tensor([0.5000, 0.5000], dtype=torch.float64)
-    """
-    remedy = "class_prior(labels, num_classes) makes one from training labels"
-    prior = prior if isinstance(prior, Tensor) else torch.as_tensor(np.asarray(prior, dtype=np.float64))
-    if prior.ndim != 1 or prior.numel() == 0 or not prior.is_floating_point():
-        raise ValueError(
-            f"prior must be a floating (K,) vector, got {tuple(prior.shape)} of {prior.dtype}; {remedy}"
-        )
-    wrong = (~(prior > 0) | prior.isinf()).nonzero().flatten().tolist()  # ~(> 0) catches NaN too
-    if wrong:
-        raise ValueError(
-            f"prior must be finite and above 0, but is {float(prior[wrong[0]])} at {_named('class', wrong)}; "
-            f"{remedy} (with smoothing > 0 if a class is absent)"
-        )
-    total = float(prior.double().sum() if prior.device.type == "cpu" else prior.sum())
-    if abs(total - 1) > 1e-3:
-        raise ValueError(f"prior must sum to 1 within 0.001, got {total:.6g}; divide by the sum, or {remedy}")
-    if num_classes is not None:
-        _check_width(prior, num_classes)
-    return prior
-
-
-def _check_width(prior: Tensor, num_classes: int) -> None:
-    if prior.numel() != num_classes:
-        raise ValueError(
-            f"prior has {prior.numel()} classes but the logits have {num_classes};"
-            " use the prior of this classifier's own training set"
-        )
 
 
 def _log_pc_softmax(logits: Tensor, prior: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -337,72 +315,3 @@ def _log_pc_softmax(logits: Tensor, prior: Tensor, labels: Tensor | None = None)
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_logits(logits: Tensor) -> None:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        given = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"logits must be a floating-point tensor, got {given}; convert with .float()")
-    if logits.ndim == 0 or logits.numel() == 0:
-        raise ValueError(
-            f"logits must be (..., K) with at least one sample and class, got {tuple(logits.shape)};"
-            " skip empty batches"
-        )
-
-
-def _check_pairs(logits: Tensor, labels: Tensor) -> None:
-    _check_logits(logits)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits must be (B, K) and labels (B,), got {tuple(logits.shape)} and {tuple(labels.shape)};"
-            " flatten extra axes, and give class numbers rather than one-hot rows"
-        )
-    _check_integers("labels", labels)
-
-
-def _check_finite(logits: Tensor) -> None:
-    finite = logits.isfinite()
-    if not bool(finite.all()):
-        bad = logits[~finite]
-        raise ValueError(
-            f"logits must be finite, but {bad.numel()} of {logits.numel()} are not (first: {float(bad[0])});"
-            " training diverged or a class was masked: lower the learning rate, or drop masked classes"
-        )
-
-
-def _check_integers(name: str, values: Tensor) -> None:
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {values.dtype}; convert with .long()")
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.ndim != 1 or labels.numel() == 0:
-        raise ValueError(f"labels must be a non-empty (N,) vector, got shape {tuple(labels.shape)}")
-    _check_integers("labels", labels)
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels must lie in [0, {num_classes - 1}], got {low if low < 0 else high};"
-            " number the classes from 0, or raise num_classes"
-        )
-
-
-def _check_predictions(predictions: Tensor, labels: Tensor) -> None:
-    if predictions.shape != labels.shape or labels.ndim != 1 or labels.numel() == 0:
-        raise ValueError(
-            f"predictions and labels must be non-empty (N,) vectors of one length, got "
-            f"{tuple(predictions.shape)} and {tuple(labels.shape)}; predict with logits.argmax(-1)"
-        )
-
-
-def _named(noun: str, indices: list[int]) -> str:
-    """'class 3', or 'classes 1, 2, 3, … (12 in all)'."""
-    if len(indices) == 1:
-        return f"{noun} {indices[0]}"
-    shown = ", ".join(map(str, indices[:10]))
-    return f"{noun}es {shown}" + (f", … ({len(indices)} in all)" if len(indices) > 10 else "")

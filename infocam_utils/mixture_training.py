@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .gaussians import GaussianMixture
-from .information import PCSoftmaxLoss
+from infocam_utils.checks import check_choice
+from infocam_utils.gaussians import GaussianMixture
+from infocam_utils.information import PCSoftmaxLoss
 
 MixtureKind = Literal["softmax", "pc"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K) and labels (B,) of one seed -> 0-d
@@ -125,7 +126,9 @@ def fit_mlps(
         if on_step is not None:
             on_step(step + 1, mlps)
     if not bool(total.isfinite()):
-        raise ValueError(f"the training loss is {float(total)} after {steps} steps; lower lr, which is {lr}")
+        raise ValueError(
+            f"the training loss is {float(total.detach())} after {steps} steps; lower lr, which is {lr}"
+        )
     return mlps.requires_grad_(False)
 
 
@@ -153,8 +156,7 @@ def train_mixture_classifier(
     >>> train_mixture_classifier(mixture, "pc", steps=2)[0](torch.zeros(4, 1)).shape
     torch.Size([4, 5])
     """
-    if kind not in get_args(MixtureKind):
-        raise ValueError(f"kind must be one of 'softmax', 'pc', got {kind!r}")
+    check_choice("kind", kind, get_args(MixtureKind))
     draws = [mixture.sample(mixture.train_counts, torch.Generator().manual_seed(seed)) for seed in seeds]
     x, y = torch.stack([x for x, _ in draws]), torch.stack([y for _, y in draws])
     loss: Loss = cross_entropy if kind == "softmax" else PCSoftmaxLoss(mixture.prior)
