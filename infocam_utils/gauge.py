@@ -19,7 +19,7 @@ from infocam_utils.datasets import load_images
 from infocam_utils.evidence import Evidence, Variant
 from infocam_utils.heads import fit_head
 from infocam_utils.images import ImageSet
-from infocam_utils.localization import localization_accuracy
+from infocam_utils.localization import boxes_from_maps, localization_accuracy
 from infocam_utils.protocols import select_decay
 from infocam_utils.splits import half_split, stratified_split
 
@@ -123,3 +123,9 @@ def best_centre(heldout: Evidence) -> str:
     names = [f"centre_{round(100 * f)}" for f in FRACTIONS]
     scores = [localization_accuracy(torch.from_numpy(heldout.iou(n))).gt_known[0] for n in names]
     return names[int(torch.stack(scores).argmax())]
+
+
+def boxes_at(maps: Tensor, image_size: int, thresholds: Sequence[float]) -> Tensor:
+    """The box (N, 4) of each map (N, h, w) at a threshold of its own; x0 y0 x1 y1 in pixels."""
+    made = [boxes_from_maps(m[None], image_size, [t])[0, 0] for m, t in zip(maps, thresholds, strict=True)]
+    return torch.stack(made)  # a loop over the few images of a figure

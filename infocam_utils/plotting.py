@@ -174,6 +174,36 @@ def localization_curve(
     return fig
 
 
+def gauge_curve(lengths: Sequence[float], scores: Mapping[str, Sequence[float]]) -> Figure:
+    """GT-known of each method against the length of a vector common to all class weights."""
+    fig, ax = plt.subplots(figsize=(6, 3.5))
+    for number, (method, values) in enumerate(scores.items()):
+        ax.plot(range(len(lengths)), values, marker=MARKERS[number % 5], color=PALETTE[number], label=method)
+    ax.set_xticks(range(len(lengths)), [f"{length:g}" for length in lengths])
+    ax.set(xlabel="length of the common vector, in row norms", ylabel="GT-known Loc, %")
+    ax.legend(fontsize="small")
+    return fig
+
+
+def transfer_curve(transfer: Mapping[str, Any]) -> Figure:
+    """GT-known against the number of images that chose the threshold: mean, 95 % of choices, oracle.
+
+    Parameters
+    ----------
+    transfer : method to a table with columns images, gt_known, low, high, oracle, in per cent.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3.5))
+    for number, (method, found) in enumerate(transfer.items()):
+        color = PALETTE[number]
+        ax.plot(found["images"], found["gt_known"], marker="o", color=color, label=method)
+        ax.fill_between(found["images"], found["low"], found["high"], color=color, alpha=0.15, linewidth=0)
+        ax.axhline(found["oracle"].iloc[0], color=color, linestyle=":")
+    ax.plot([], [], color="grey", linestyle=":", label="oracle")
+    ax.set(xscale="log", xlabel="held-out images used", ylabel="GT-known Loc, %")
+    ax.legend(fontsize="small")
+    return fig
+
+
 def gallery(
     images: Any,
     maps: Any | None = None,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from infocam_utils import heads, images, information, models, pooled, records, training
-from infocam_utils.images import Geometry, ImageSet
+from infocam_utils.images import IMAGENET_MEAN, IMAGENET_STD, Geometry, ImageSet, prepare
 from infocam_utils.information import PCSoftmaxLoss, class_prior
 from infocam_utils.pooled import Classifier
 from infocam_utils.splits import stratified_split
@@ -153,6 +153,24 @@ def network(
 
     model.load_state_dict(records.cached("network", key, fitted, folder))
     return model.eval()
+
+
+def prepared(images: ImageSet, rows: Sequence[int], how: Protocol) -> Tensor:
+    """Network input (n, 3, H, W) of chosen images, with the centre crop of the protocol's geometry."""
+    return prepare(images.pixels(list(rows)), how.geometry)
+
+
+def visible(images: ImageSet, rows: Sequence[int], how: Protocol) -> Tensor:
+    """What the network sees of chosen images, as pictures: uint8 (n, 3, H, W).
+
+    >>> import numpy as np
+    >>> nine, zero = np.full((1, 3, 64, 64), 9, np.uint8), torch.tensor([0])
+    >>> one = ImageSet(nine, zero, None, 1, ["x"], zero, "example")
+    >>> visible(one, [0], protocol("minibirds")).unique().tolist()
+    [9]
+    """
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((prepared(images, rows, how) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
