@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,11 +21,19 @@ from infocam_utils.models import Classifier, evaluation_mode
 from infocam_utils.storage import cached, fingerprint, report_progress
 
 PIECE = 10_000  # images whose features are cached in one file: an interrupt loses at most these
+CPU_PIXELS, GPU_PIXELS = 400_000, 12_800_000  # input pixels per batch unless told otherwise
+
+
+def quiet_fabric() -> None:
+    """Keep Lightning Fabric from announcing processes and precision on stderr, in notebooks above all."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 @contextmanager
 def evaluating(model: nn.Module, accelerator: str = "auto") -> Iterator[torch.device]:
     """The model on the best device, in evaluation mode, without gradients; afterwards as it was.
+
+    Its convolutions are laid out channels last, a quarter faster for MobileNetV2 on a CPU; they stay so.
 
     >>> model = nn.Linear(2, 2)
     >>> with evaluating(model, "cpu") as device:
@@ -34,10 +43,11 @@ def evaluating(model: nn.Module, accelerator: str = "auto") -> Iterator[torch.de
     True
     """
     home = next(model.parameters()).device
+    quiet_fabric()
     device = Fabric(accelerator=accelerator, devices=1).device
     try:
         with evaluation_mode(model), torch.no_grad():
-            model.to(device)
+            model.to(device).to(memory_format=torch.channels_last)
             yield device
     finally:
         model.to(home)
@@ -48,10 +58,13 @@ def predict(
     images: ImageSet,
     *,
     geometry: Geometry,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     accelerator: str = "auto",
 ) -> Tensor:
     """Logits (N, K) float32 on the CPU, in the order of `images`, from the centre crop of `geometry`.
+
+    `batch_size` follows the input's size unless given: on a CPU large batches are slow, since the memory of
+    their maps is returned to the system and cleared again in every layer.
 
     Raises
     ------
@@ -73,7 +86,7 @@ def pooled_features(
     images: ImageSet,
     *,
     geometry: Geometry,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     accelerator: str = "auto",
     cache_dir: Path | None = None,
 ) -> Tensor:
@@ -129,11 +142,14 @@ def _forward(
     images: ImageSet,
     rows: range,
     geometry: Geometry,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
 ) -> Tensor:
     if not rows:
         raise ValueError("there are no images; check the split and the classes asked for")
+    if batch_size is None:
+        budget = CPU_PIXELS if device.type == "cpu" else GPU_PIXELS
+        batch_size = max(1, budget // geometry.sizes(images.size)[1] ** 2)
     outputs = []
     for first in rows[::batch_size]:
         pixels = images.pixels(slice(first, min(first + batch_size, rows.stop))).to(device)

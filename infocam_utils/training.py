@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
 import math
 import os
 import socket
@@ -25,7 +24,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from infocam_utils.images import Geometry, ImageSet, prepare
-from infocam_utils.inference import evaluating, pooled_features, predict, state_digest
+from infocam_utils.inference import evaluating, pooled_features, predict, quiet_fabric, state_digest
 from infocam_utils.storage import atomic_write, report_progress
 
 __all__ = ["History", "evaluating", "fit", "initialise_bias", "pooled_features", "predict"]
@@ -142,7 +141,6 @@ def _child(rank: int, port: int, threads: int, result: Path, model: nn.Module, *
     """One of several processes; the first hands the weights back through the file `result`."""
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(threads)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each process
     model = copy.deepcopy(model)  # what arrives is memory shared with the other processes
     history = _train(model, *task)
     if rank == 0:
@@ -249,6 +247,7 @@ def _epoch(fabric: Fabric, model: nn.Module, optimizer: Any, train: ImageSet, lo
 
 
 def _fabric(accelerator: str, devices: int, precision: str) -> Fabric:
+    quiet_fabric()
     nodes = 1
     if "LOCAL_WORLD_SIZE" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
