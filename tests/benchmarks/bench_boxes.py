@@ -101,7 +101,7 @@ def inputs(count: int) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a threshold sweep, side by side.")
-    parser.add_argument("--maps", type=int, default=8)
+    parser.add_argument("--maps", type=int, default=24)
     parser.add_argument("--thresholds", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
