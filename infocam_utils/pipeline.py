@@ -30,6 +30,9 @@ from infocam_utils.plans import Plan
 from infocam_utils.records import atomic_write, data_root, fingerprint, provenance, read_book
 
 DERIVED = ("cache", "minibirds")  # what the code itself writes under the data root
+# glibc gives large buffers back to the kernel after every layer and asks for them again, which can double the
+# time of a network on a CPU; kept, they are reused. Other C libraries ignore these.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 PACKAGE = Path(__file__).resolve().parent
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -71,7 +74,7 @@ class Display:
         if text == self._last:
             return
         if self._live:
-            width = os.get_terminal_size(self.stream.fileno()).columns
+            width = os.get_terminal_size(self.stream.fileno()).columns or 80
             self.stream.write("\r\x1b[K" + text[: max(width - 1, 20)])
             self.stream.flush()
         elif cell != self._cell or time.monotonic() - self._time > self.every:
@@ -161,8 +164,19 @@ def execute(
     What the kernel's process itself says, such as on a crash, goes to `kernel_log`.
     """
     import papermill
+    from nbclient.output_widget import OutputWidget
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
+
+    class KeptOutput(OutputWidget):
+        """What `interact` shows is kept, but the kernel is not told of it.
+
+        Sending from here can lose the wake-up of the reply that is waited for: about one run in twenty
+        with sliders hung for ever.
+        """
+
+        def sync_state(self) -> None:
+            pass
 
     class Watched(Engine):
         @classmethod
@@ -180,6 +194,7 @@ def execute(
                 watch.cell, watch.kernel_pid = watch.cell + 1, client.km.provisioner.pid
 
             client.on_cell_execute = started
+            client.widget_registry = {"@jupyter-widgets/output": {"OutputModel": KeptOutput}}
             with kernel_log.open("wb") as stream:
                 client.execute(stdout=stream, stderr=stream)
 
@@ -309,7 +324,7 @@ def run(
     """
     show = show or Display()
     output, root = output.resolve(), data_root(data_dir)
-    environment = {
+    environment = KEEP_MEMORY | {
         "INFOCAM_DATA": str(root),
         "IPYTHONDIR": str(output / "logs" / ".ipython"),  # a user's start-up files must not change results
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
