@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from infocam_utils import plans
 from infocam_utils.records import atomic_write, checkout, compare_books, read_book
 
 
@@ -20,6 +19,10 @@ def home(needed_for: str) -> Path:
             f"{needed_for} needs a clone of the repository; this is an installed package"
         )
     return found
+
+
+if TYPE_CHECKING:  # each command imports what it needs, so that help and lists come at once
+    from infocam_utils.plans import Plan
 
 
 class Refused(click.ClickException):
@@ -71,6 +74,8 @@ def run(
 
     A second run goes on where the first stopped and leaves what is done and unchanged.
     """
+    from infocam_utils import plans
+
     try:
         chosen = plans.plan(notebooks, profile, overrides, folder)
     except plans.PlanError as error:
@@ -82,7 +87,7 @@ def run(
     output = (output or root / "runs" / name).absolute()
     results = (chosen[0].path.parents[1] if folder else root) / "results"
 
-    def put_back(plan: plans.Plan) -> None:
+    def put_back(plan: Plan) -> None:
         records = output / "records" / f"{plan.name}.json"
         if records.exists():
             atomic_write(results / name / records.name, records.read_bytes())

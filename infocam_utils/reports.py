@@ -54,7 +54,8 @@ def write_index(output: Path, manifest: Mapping[str, Any], results: Path) -> Pat
     ledger = home / "claims.yml" if home else None
     if ledger and ledger.exists():
         books = claims.load_books(results) | claims.load_books(output / "records", prefix=manifest["name"])
-        parts.append(claims.table(claims.judge(claims.load_ledger(ledger), books)).to_html(border=0))
+        table = claims.table(claims.judge(claims.load_ledger(ledger), books))
+        parts.append(table.reset_index().to_html(index=False, border=0))
     parts.append(f"<h1>Notebooks</h1><p>{title}, {manifest['started']}</p><table>")
     for name, entry in manifest["notebooks"].items():
         link = (
