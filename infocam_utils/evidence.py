@@ -174,7 +174,7 @@ def collect(
     prior: Tensor,
     kind: Kind = "softmax",
     box_thresholds: Sequence[float] | None = None,
-    batch_size: int = 64,
+    batch_size: int = 16,
     accelerator: str = "auto",
 ) -> Evidence:
     """Run every image through the network once and score the boxes of all variants at all thresholds.

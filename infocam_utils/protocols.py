@@ -45,9 +45,9 @@ class Protocol:
     geometry: Geometry
     frozen: bool
     passes: int
-    batch_size: int = 128
-    lr: float = 4e-3
-    weight_decay: float = 0.05
+    batch_size: int = 64
+    lr: float = 1e-2
+    weight_decay: float = 0.01
     head_optimizer: Literal["adamw", "lbfgs"] = "lbfgs"
     head_decay: float | None = None
 
@@ -78,7 +78,7 @@ def protocol(
     >>> protocol("minibirds").label, protocol("cub200", weights="imagenet").geometry.crop
     ('small_resnet, trained', 224)
     """
-    small = {"digits": (16, Geometry(flip=False), 12_000), "minibirds": (64, Geometry(), 40_000)}
+    small = {"digits": (16, Geometry(flip=False), 20_000), "minibirds": (64, Geometry(), 36_000)}
     if dataset in small:
         size, geometry, budget = small[dataset]
         made = Protocol(backbone or "small_resnet", None, stride, size, geometry, bool(frozen), budget)
@@ -88,7 +88,7 @@ def protocol(
         frozen = frozen is None or frozen
         made = Protocol(
             backbone or "mobilenet_v2", "imagenet", stride, size, geometry, frozen, 60_000,
-            lr=4e-3 if frozen else 5e-4, batch_size=64,
+            lr=5e-4,
         )  # fmt: skip
     if weights is not None:
         made = replace(made, weights=str(weights))
