@@ -279,14 +279,15 @@ def write_readme(root: str | Path) -> Path:
     """Put the scorecard between the markers of README.md."""
     readme = Path(root) / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, after = _around(text, readme)
+    before, after = around(text, readme, BEGIN, END)
     return atomic_write(readme, f"{before}{BEGIN}\n{markdown(scorecard(root))}\n{END}{after}")
 
 
-def _around(text: str, readme: Path) -> tuple[str, str]:
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise LedgerError(f"{readme} must have one {BEGIN} and after it one {END}")
-    return text.partition(BEGIN)[0], text.partition(END)[2]
+def around(text: str, readme: Path, begin: str, end: str) -> tuple[str, str]:
+    """What stands before and after a marked block, which must be there once."""
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise LedgerError(f"{readme} must have one {begin} and after it one {end}")
+    return text.partition(begin)[0], text.partition(end)[2]
 
 
 def check(root: str | Path) -> list[str]:
@@ -299,7 +300,7 @@ def check(root: str | Path) -> list[str]:
     problems = []
     readme = root / "README.md"
     content = readme.read_text(encoding="utf-8")
-    before, after = _around(content, readme)
+    before, after = around(content, readme, BEGIN, END)
     if content != f"{before}{BEGIN}\n{text}\n{END}{after}":
         problems.append("README.md: the scorecard differs from the records; run infocam claims --write")
     for path in sorted((root / "notebooks").glob("05_*.ipynb")):

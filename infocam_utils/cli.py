@@ -121,14 +121,15 @@ def run(
 )
 def claims_command(check: bool, write: bool, root: Path | None) -> None:
     """The paper's claims and what the committed records say of them."""
-    from infocam_utils import claims
+    from infocam_utils import claims, realdata
 
     root = root or home("the ledger")
     try:
         if write:
+            realdata.write(root)
             click.echo(f"wrote {claims.write_readme(root)}")
         if check:
-            problems = claims.check(root)
+            problems = claims.check(root) + realdata.check(root)
             if problems:
                 raise click.ClickException("; ".join(problems))
             click.echo("README, notebook 05 and ledger agree with the records")
