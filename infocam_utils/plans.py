@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,7 @@ def default_parameters(path: Path) -> dict[str, Any]:
     PlanError
         When a default is computed, since then its type is not known without running it.
     """
-    cells = nbformat.read(path, as_version=4).cells
-    source = "\n".join(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    source = _parameter_source(path)
     found: dict[str, Any] = {}
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -88,15 +88,25 @@ def default_parameters(path: Path) -> dict[str, Any]:
     return found
 
 
-def checked(name: str, value: Any, default: Any) -> Any:
-    """`value`, if it has the type of `default`; a default of None takes anything.
+def optional_parameters(path: Path) -> set[str]:
+    """The parameters whose comment says what None means, as in ``limit = 1000  # images; None: all``."""
+    return set(re.findall(r"^(\w+) *=.*#.*\bNone\b", _parameter_source(path), re.M))
+
+
+def _parameter_source(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+
+
+def checked(name: str, value: Any, default: Any, optional: bool = False) -> Any:
+    """`value`, if it has the type of `default`; a default of None takes anything, and `optional` takes None.
 
     >>> checked("epochs", "3", 10)
     Traceback (most recent call last):
     ...
     infocam_utils.plans.PlanError: parameter 'epochs' must be int like its default 10, was '3'
     """
-    if default is None:
+    if default is None or (optional and value is None):
         return value
     wanted = type(default)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -183,6 +193,7 @@ def plan(
         given |= {k: parse(v, known[k]) for k, v in overrides.items() if k in known}
         if "profile" in known:
             given.setdefault("profile", profile)
-        values = {k: checked(k, v, known[k]) for k, v in given.items()}
+        optional = optional_parameters(path)
+        values = {k: checked(k, v, known[k], k in optional) for k, v in given.items()}
         plans.append(Plan(path.stem, path, profile, values, known))
     return plans

@@ -118,6 +118,16 @@ def test_a_default_must_be_a_literal(folder):
         plans.plan(folder=folder)
 
 
+def test_null_is_taken_where_the_comment_says_what_it_means(folder):
+    write_notebook(
+        folder / "03_optional.ipynb", "limit = 1000  # images; None: all\ndepth = 2  # layers", "limit"
+    )
+    (plan,) = plans.plan(["03"], "plain", {"limit": "null"}, folder)
+    assert plan.parameters == {"limit": None}
+    with pytest.raises(PlanError, match="'depth' must be int like its default 2, was None"):
+        plans.plan(["03"], "plain", {"depth": "null"}, folder)
+
+
 def test_an_empty_folder_says_what_to_give(tmp_path):
     with pytest.raises(PlanError, match=r"no notebooks in .*--notebooks"):
         plans.notebook_folder(tmp_path)

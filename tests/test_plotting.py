@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -127,6 +128,22 @@ def test_localization_curve_marks_the_chosen_and_the_best_threshold():
     }
     assert marks["o"] == ([0.3], [22.0])
     assert marks["*"] == ([0.2], [32.0])
+
+
+def test_gauge_curve_has_a_line_per_method_over_the_lengths():
+    (ax,) = plotting.gauge_curve([0.0, 0.5], {"CAM": [50.0, 40.0], "infoCAM": [55.0, 55.0]}).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[50.0, 40.0], [55.0, 55.0]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.5"]
+
+
+def test_transfer_curve_draws_the_oracle_as_a_line():
+    found = pd.DataFrame(
+        {"images": [5, 50], "gt_known": [40.0, 50], "low": [30, 45], "high": [50, 52], "oracle": 53.0}
+    )
+    (ax,) = plotting.transfer_curve({"CAM": found}).axes
+    assert list(ax.lines[0].get_ydata()) == [40.0, 50.0]
+    assert list(ax.lines[1].get_ydata()) == [53.0, 53.0]
+    assert ax.get_xscale() == "log"
 
 
 def test_gallery_draws_both_boxes_at_their_pixels():
