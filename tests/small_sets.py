@@ -42,13 +42,20 @@ def write_tiny(folder: Path) -> Path:
     root = folder / "tiny-imagenet-200"
     for label, wnid in enumerate(("n02", "n01")):
         for number in range(2):
-            write_image(root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", 64, 64, number,
-                        "L" if number else "RGB")
+            write_image(
+                root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG",
+                64,
+                64,
+                number,
+                "L" if number else "RGB",
+            )
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(
-            f"{wnid}_0.JPEG\t0\t10\t63\t62\n{wnid}_1.JPEG\t5\t5\t5\t20\n")
+            f"{wnid}_0.JPEG\t0\t10\t63\t62\n{wnid}_1.JPEG\t5\t5\t5\t20\n"
+        )
         write_image(root / "val" / "images" / f"val_{label}.JPEG", 64, 64, 10 + label)
     (root / "wnids.txt").write_text("n02\nn01")
     (root / "words.txt").write_text("n01\tauk, seabird\nn02\twren\nn03\tnot here\n")
     (root / "val" / "val_annotations.txt").write_text(
-        "val_0.JPEG\tn01\t1\t2\t3\t4\nval_1.JPEG\tn02\t0\t0\t63\t63\n")
+        "val_0.JPEG\tn01\t1\t2\t3\t4\nval_1.JPEG\tn02\t0\t0\t63\t63\n"
+    )
     return root

@@ -65,8 +65,10 @@ def test_unknown_names_and_splits(tmp_path: Path) -> None:
 def test_folders_by_path_by_parent_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_cub(tmp_path / "my-birds")
     write_tiny(tmp_path / "tiny-imagenet")
-    keys = {load_images(place, "train", tmp_path, size=16).key
-            for place in (root, str(root), tmp_path / "my-birds", "my-birds")}
+    keys = {
+        load_images(place, "train", tmp_path, size=16).key
+        for place in (root, str(root), tmp_path / "my-birds", "my-birds")
+    }
     assert len(keys) == 1
     tiny = load_images("tiny-imagenet", "test", tmp_path)
     assert (tiny.size, tiny.num_classes, len(tiny)) == (64, 2, 2)

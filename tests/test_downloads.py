@@ -65,7 +65,7 @@ def site() -> Iterator[Site]:
                 self.send_header("ETag", place.mark)
             self.send_header("Content-Length", str(len(body) - start))
             self.end_headers()
-            self.wfile.write(body[start:] if place.cut is None else body[start:place.cut])
+            self.wfile.write(body[start:] if place.cut is None else body[start : place.cut])
             self.wfile.flush()
             time.sleep(place.hang)
 
@@ -98,8 +98,9 @@ def sha256(content: bytes) -> str:
 
 def left(data: Path) -> list[str]:
     """Everything in the data directory but locks."""
-    return sorted(str(path.relative_to(data)) for path in data.rglob("*")
-                  if path.is_file() and path.suffix != ".lock")
+    return sorted(
+        str(path.relative_to(data)) for path in data.rglob("*") if path.is_file() and path.suffix != ".lock"
+    )
 
 
 def state(data: Path, name: str) -> str:
@@ -143,8 +144,9 @@ def test_unpacking_again_keeps_what_was_cached(site: Site, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("way", ["stops", "interrupted"])
-def test_a_download_goes_on_where_it_stopped(site: Site, cub: str, tmp_path: Path, way: str,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_goes_on_where_it_stopped(
+    site: Site, cub: str, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(downloads, "_CHUNK", 700)
     data, content = tmp_path / "data", site.files["/CUB_200_2011.tgz"]
     if way == "stops":
@@ -152,6 +154,7 @@ def test_a_download_goes_on_where_it_stopped(site: Site, cub: str, tmp_path: Pat
         with pytest.raises(ConnectionError, match=rf"stopped after 1000 of {len(content)} bytes.*is kept in"):
             get("cub200", data, cub, into="small")
     else:
+
         def interrupt(done: int, total: int | None) -> None:
             raise KeyboardInterrupt
 
@@ -168,8 +171,9 @@ def test_a_download_goes_on_where_it_stopped(site: Site, cub: str, tmp_path: Pat
     assert site.asked == [None, f"bytes={begun}-"]
 
 
-def test_a_server_that_falls_silent(site: Site, cub: str, tmp_path: Path,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_falls_silent(
+    site: Site, cub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
     site.cut, site.hang = 1000, 1.0
     with pytest.raises(ConnectionError, match=r"stopped after 1000 of \d+ bytes \(timed out\)"):
@@ -179,8 +183,9 @@ def test_a_server_that_falls_silent(site: Site, cub: str, tmp_path: Path,
     assert site.asked == [None, "bytes=1000-"]
 
 
-def test_an_interrupt_while_unpacking_keeps_the_archive(site: Site, cub: str, tmp_path: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_unpacking_keeps_the_archive(
+    site: Site, cub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -223,8 +228,9 @@ def test_a_wrong_checksum_removes_the_file(site: Site, cub: str, tmp_path: Path)
     assert left(tmp_path / "data") == []
 
 
-def test_the_official_size_and_checksum_are_checked(site: Site, cub: str, tmp_path: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_official_size_and_checksum_are_checked(
+    site: Site, cub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"offers \d+ bytes, the official archive has 1150585339.*--into"):
         get("cub200", tmp_path / "data", cub)
     assert left(tmp_path / "data") == []
@@ -254,8 +260,9 @@ def test_a_damaged_archive_leaves_nothing(site: Site, tmp_path: Path, kind: str,
     content = packed(write_cub(tmp_path / "source"), kind)
     middle = len(content) // 2
     site.files["/a"] = {
-        "truncated": content[:middle], "a web page": b"<html>please log in</html>",
-        "flipped": content[:middle] + bytes(99) + content[middle + 99:],
+        "truncated": content[:middle],
+        "a web page": b"<html>please log in</html>",
+        "flipped": content[:middle] + bytes(99) + content[middle + 99 :],
     }[damage]
     with pytest.raises(ValueError, match="truncated, damaged or no archive"):
         get("cub200", tmp_path / "data", site.address + "/a", into="small")
@@ -278,11 +285,21 @@ def _hostile(kind: str, name: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(("kind", "name"), [
-    ("tar", "../evil"), ("tar", "/evil"), ("tar", "good/../../evil"), ("zip", "../evil"), ("zip", "/evil"),
-    ("zip", "..\\evil"), ("zip", "C:\\evil"), ("symlink", "../../evil"), ("symlink", "/etc"),
-    ("hardlink", "../../evil"),
-])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tar", "../evil"),
+        ("tar", "/evil"),
+        ("tar", "good/../../evil"),
+        ("zip", "../evil"),
+        ("zip", "/evil"),
+        ("zip", "..\\evil"),
+        ("zip", "C:\\evil"),
+        ("symlink", "../../evil"),
+        ("symlink", "/etc"),
+        ("hardlink", "../../evil"),
+    ],
+)
 def test_an_archive_that_escapes_is_refused(site: Site, tmp_path: Path, kind: str, name: str) -> None:
     site.files["/a"] = _hostile(kind, name)
     with pytest.raises(ValueError, match="would write outside its folder"):
@@ -291,8 +308,9 @@ def test_an_archive_that_escapes_is_refused(site: Site, tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("when", ["before", "while unpacking"])
-def test_no_space_is_said_up_front(site: Site, cub: str, tmp_path: Path, when: str,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_is_said_up_front(
+    site: Site, cub: str, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = iter([1000] if when == "before" else [10**12, 1000])
     usage = type("Usage", (), {})
 
@@ -339,17 +357,21 @@ def test_a_folder_put_there_by_hand_is_left_alone(site: Site, cub: str, tmp_path
         get("cub200", data, cub, "0" * 64, into="small")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("cub20",), "unknown data set 'cub20'; did you mean 'cub200'?"),
-    (("digits",), "digits needs no download"),
-    (("cub200", None, "ftp://example.org/x"), "url must begin with"),
-    (("cub200", None, None, "abc"), "sha256 must be 64 hexadecimal digits, got 'abc'"),
-    (("cub200", None, None, None, None, "../x"), "into must be a plain folder name"),
-    (("cub200", None, None, None, None, "mnist"), "into must be a plain folder name"),
-    (("cub200", None, None, None, None, "cache"), "into must be a plain folder name"),
-])
-def test_wrong_arguments_are_refused_before_anything_happens(arguments: tuple, message: str, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cub20",), "unknown data set 'cub20'; did you mean 'cub200'?"),
+        (("digits",), "digits needs no download"),
+        (("cub200", None, "ftp://example.org/x"), "url must begin with"),
+        (("cub200", None, None, "abc"), "sha256 must be 64 hexadecimal digits, got 'abc'"),
+        (("cub200", None, None, None, None, "../x"), "into must be a plain folder name"),
+        (("cub200", None, None, None, None, "mnist"), "into must be a plain folder name"),
+        (("cub200", None, None, None, None, "cache"), "into must be a plain folder name"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_happens(
+    arguments: tuple, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INFOCAM_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=re.escape(message)):
         get(*arguments)
@@ -369,8 +391,9 @@ def test_two_who_want_the_same_download_once(site: Site, cub: str, tmp_path: Pat
     assert len(CUB(tmp_path / "data" / "small")) == 4
 
 
-def test_mnist_lies_where_torchvision_looks(site: Site, tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_lies_where_torchvision_looks(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digits = np.arange(3, dtype=np.uint8)
     plain = {
         "images": b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (3, 28, 28)) + bytes(3 * 784),
@@ -399,16 +422,27 @@ def test_mnist_lies_where_torchvision_looks(site: Site, tmp_path: Path,
 
 
 ARCHIVES = [
-    ("cub200", "CUB_200_2011-40-classes-photos.tgz", CUB, {"train": 1200, "test": 1108},
-     "99b27a8c8a3e5e447fa14176d0b0e43677bd0e5d803c965b83bf5b75c3cc305e"),
-    ("tiny-imagenet", "tiny-imagenet-200-20-classes.zip", TinyImageNet, {"train": 10_000, "val": 1_000},
-     "f097c5cf1a277cd0c38603c13660bbf15c0918665ad7fe025d119c8ac8717a08"),
+    (
+        "cub200",
+        "CUB_200_2011-40-classes-photos.tgz",
+        CUB,
+        {"train": 1200, "test": 1108},
+        "99b27a8c8a3e5e447fa14176d0b0e43677bd0e5d803c965b83bf5b75c3cc305e",
+    ),
+    (
+        "tiny-imagenet",
+        "tiny-imagenet-200-20-classes.zip",
+        TinyImageNet,
+        {"train": 10_000, "val": 1_000},
+        "f097c5cf1a277cd0c38603c13660bbf15c0918665ad7fe025d119c8ac8717a08",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "file", "reader", "counts", "checksum"), ARCHIVES)
-def test_the_real_archives(site: Site, tmp_path: Path, name: str, file: str, reader: type,
-                           counts: dict[str, int], checksum: str) -> None:
+def test_the_real_archives(
+    site: Site, tmp_path: Path, name: str, file: str, reader: type, counts: dict[str, int], checksum: str
+) -> None:
     archive = Path(os.environ.get("INFOCAM_DATA", "nowhere")) / file
     if not archive.is_file():
         pytest.skip(f"INFOCAM_DATA names no folder that holds {file}")

@@ -21,19 +21,29 @@ from infocam_utils.images import IMAGENET_MEAN, IMAGENET_STD, Geometry, ImageSet
 
 def image_set(n: int = 4, **changes: object) -> ImageSet:
     pixels = np.arange(n * 3 * 8 * 8, dtype=np.int64).astype(np.uint8).reshape(n, 3, 8, 8)
-    given = {"images": pixels, "labels": torch.arange(n) % 2, "boxes": torch.rand(n, 4), "num_classes": 2,
-             "class_names": ["a", "b"], "ids": torch.arange(n) + 10, "key": "k"}
+    given = {
+        "images": pixels,
+        "labels": torch.arange(n) % 2,
+        "boxes": torch.rand(n, 4),
+        "num_classes": 2,
+        "class_names": ["a", "b"],
+        "ids": torch.arange(n) + 10,
+        "key": "k",
+    }
     return ImageSet(**(given | changes))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"images": np.zeros((4, 3, 8, 8), np.float32)}, "uint8"),
-    ({"images": np.zeros((4, 3, 8, 9), np.uint8)}, "uint8 .N, 3, S, S"),
-    ({"labels": torch.tensor([0, 1])}, "4 images need as many labels.*2 labels"),
-    ({"boxes": torch.zeros(3, 4)}, "3 boxes"),
-    ({"labels": torch.tensor([0, 1, 2, 0])}, r"labels must lie in 0..1, got 0..2"),
-    ({"class_names": ["a"]}, "num_classes is 2, but there are 1 class names"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((4, 3, 8, 8), np.float32)}, "uint8"),
+        ({"images": np.zeros((4, 3, 8, 9), np.uint8)}, "uint8 .N, 3, S, S"),
+        ({"labels": torch.tensor([0, 1])}, "4 images need as many labels.*2 labels"),
+        ({"boxes": torch.zeros(3, 4)}, "3 boxes"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"labels must lie in 0..1, got 0..2"),
+        ({"class_names": ["a"]}, "num_classes is 2, but there are 1 class names"),
+    ],
+)
 def test_an_image_set_refuses_what_does_not_fit(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         image_set(**changes)
@@ -61,16 +71,18 @@ def test_pixels_of_a_read_only_memory_map_can_be_written(tmp_path: Path) -> None
     assert np.array_equal(mapped.images, image_set().images)
 
 
-@pytest.mark.parametrize(("stored", "resize", "crop"), [(64, 64, 64), (256, 256, 224), (100, 61, 50),
-                                                         (64, 224, 221), (50, 31, 24)])
+@pytest.mark.parametrize(
+    ("stored", "resize", "crop"), [(64, 64, 64), (256, 256, 224), (100, 61, 50), (64, 224, 221), (50, 31, 24)]
+)
 def test_boxes_move_as_torchvision_moves_them(stored: int, resize: int, crop: int) -> None:
     corners = torch.rand(200, 2, 2, dtype=torch.float64) * stored
     boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
-    theirs = v2.Compose([v2.Resize((resize, resize)), v2.CenterCrop(crop),
-                         v2.ClampBoundingBoxes(clamping_mode="hard")])(
-        tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(stored, stored)))
-    torch.testing.assert_close(Geometry(resize, crop).boxes(boxes, stored), torch.as_tensor(theirs.data),
-                               atol=1e-4, rtol=0)  # theirs is computed in float32
+    theirs = v2.Compose(
+        [v2.Resize((resize, resize)), v2.CenterCrop(crop), v2.ClampBoundingBoxes(clamping_mode="hard")]
+    )(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(stored, stored)))
+    torch.testing.assert_close(
+        Geometry(resize, crop).boxes(boxes, stored), torch.as_tensor(theirs.data), atol=1e-4, rtol=0
+    )  # theirs is computed in float32
 
 
 def test_pixels_move_as_boxes_do() -> None:
@@ -86,8 +98,14 @@ def test_pixels_move_as_boxes_do() -> None:
 
 def test_prepare_equals_the_torchvision_pipeline() -> None:
     batch = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
-    theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize((30, 30), antialias=True),
-                         v2.CenterCrop(24), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])(batch)
+    theirs = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Resize((30, 30), antialias=True),
+            v2.CenterCrop(24),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )(batch)
     torch.testing.assert_close(prepare(batch, Geometry(30, 24)), theirs, atol=1e-4, rtol=0)
 
 
@@ -103,8 +121,10 @@ def _coordinates(count: int, side: int) -> torch.Tensor:
 def test_training_takes_a_random_crop_and_mirrors_half(flip: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     out = prepare(_coordinates(400, 12), Geometry(None, 8, flip), train=True, generator=generator)
-    out = out * (torch.tensor(IMAGENET_STD) * 255)[:, None, None] \
+    out = (
+        out * (torch.tensor(IMAGENET_STD) * 255)[:, None, None]
         + (torch.tensor(IMAGENET_MEAN) * 255)[:, None, None]
+    )
     rows, columns = out[:, 0].round().long(), out[:, 1].round().long()
     step = columns[:, 0, 1] - columns[:, 0, 0]
     assert set(step.tolist()) == ({1, -1} if flip else {1})
@@ -120,7 +140,8 @@ def test_training_takes_a_random_crop_and_mirrors_half(flip: bool) -> None:
 def test_the_same_generator_gives_the_same_crops() -> None:
     first, second, other = (
         prepare(_coordinates(20, 12), Geometry(None, 8), train=True, generator=torch.manual_seed(seed))
-        for seed in (0, 0, 1))
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
@@ -132,8 +153,12 @@ def test_geometry_and_prepare_refuse_what_cannot_be() -> None:
         Geometry(9, 10)
     with pytest.raises(ValueError, match="crop of 10 pixels does not fit into images of 8"):
         prepare(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), Geometry(crop=10))
-    for wrong in (torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8),
-                  torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 4, dtype=torch.uint8)):
+    for wrong in (
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 3, 8, 4, dtype=torch.uint8),
+    ):
         with pytest.raises(ValueError, match="images must be uint8"):
             prepare(wrong, Geometry())
     empty = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
@@ -158,8 +183,9 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_decoded_squashes_once_and_reads_back(files: list[Path], tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_squashes_once_and_reads_back(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels, shapes, key = decoded(files, 16, tmp_path / "cache")
     assert pixels.shape == (6, 3, 16, 16)
     assert shapes.tolist() == [[30 + n, 20] for n in range(6)]
@@ -203,8 +229,9 @@ def test_a_bad_file_is_named_and_leaves_nothing(files: list[Path], tmp_path: Pat
     assert len(decoded(files, 16, tmp_path / "cache")[0]) == 6
 
 
-def test_an_interrupt_leaves_nothing_behind(files: list[Path], tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_nothing_behind(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(path: Path, size: int) -> None:
         raise KeyboardInterrupt
 

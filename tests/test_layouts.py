@@ -86,16 +86,31 @@ def test_parts_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
         _ = folder.parts
 
 
-@pytest.mark.parametrize(("file", "content", "message"), [
-    ("classes.txt", "1 001.Auk\n", r"classes\.txt does not name classes 4"),
-    ("image_class_labels.txt", "3 1\n", r"image_class_labels\.txt lacks 3 of 4 images, first id 5"),
-    ("image_class_labels.txt", "3 1\nfive 1\n", r"image_class_labels\.txt, line 2: expected a number and 1"),
-    ("image_class_labels.txt", "3\n", r"line 1: expected a number and 1 values, got '3'"),
-    ("train_test_split.txt", "3 1\n", r"train_test_split\.txt lacks 5 of 6 images"),
-    ("train_test_split.txt", "\n".join(f"{image} 0" for image in CUB_IDS), "no images in split 'train'"),
-    ("bounding_boxes.txt", "\n".join(f"{image} 1 1 0 5" for image in CUB_IDS), "image 3 a box .*positive"),
-    ("bounding_boxes.txt", "\n".join(f"{image} 1 1 wide 5" for image in CUB_IDS), "not four numbers: .*wide"),
-])
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("classes.txt", "1 001.Auk\n", r"classes\.txt does not name classes 4"),
+        ("image_class_labels.txt", "3 1\n", r"image_class_labels\.txt lacks 3 of 4 images, first id 5"),
+        (
+            "image_class_labels.txt",
+            "3 1\nfive 1\n",
+            r"image_class_labels\.txt, line 2: expected a number and 1",
+        ),
+        ("image_class_labels.txt", "3\n", r"line 1: expected a number and 1 values, got '3'"),
+        ("train_test_split.txt", "3 1\n", r"train_test_split\.txt lacks 5 of 6 images"),
+        ("train_test_split.txt", "\n".join(f"{image} 0" for image in CUB_IDS), "no images in split 'train'"),
+        (
+            "bounding_boxes.txt",
+            "\n".join(f"{image} 1 1 0 5" for image in CUB_IDS),
+            "image 3 a box .*positive",
+        ),
+        (
+            "bounding_boxes.txt",
+            "\n".join(f"{image} 1 1 wide 5" for image in CUB_IDS),
+            "not four numbers: .*wide",
+        ),
+    ],
+)
 def test_cub_names_the_file_that_is_wrong(tmp_path: Path, file: str, content: str, message: str) -> None:
     root = write_cub(tmp_path)
     (root / file).write_text(content)
@@ -162,10 +177,12 @@ def test_tiny_imagenet_lacking_things(tmp_path: Path) -> None:
         TinyImageNet(root, need_boxes=True)
     with pytest.raises(ValueError, match="split must be 'train' or 'val'"):
         TinyImageNet(root, "all")
-    for content, message in (("val_0.JPEG\tn01\t1\t2\t3\n", "line 1: expected 6 values"),
-                             ("val_0.JPEG\tn01\t9\t2\t3\t4\n", r"box of val_0\.JPEG ends before it begins"),
-                             ("val_0.JPEG\tn77\t1\t2\t3\t4\n", r"wnids\.txt lacks: n77"),
-                             ("\n", "no images in split 'val'")):
+    for content, message in (
+        ("val_0.JPEG\tn01\t1\t2\t3\n", "line 1: expected 6 values"),
+        ("val_0.JPEG\tn01\t9\t2\t3\t4\n", r"box of val_0\.JPEG ends before it begins"),
+        ("val_0.JPEG\tn77\t1\t2\t3\t4\n", r"wnids\.txt lacks: n77"),
+        ("\n", "no images in split 'val'"),
+    ):
         (root / "val" / "val_annotations.txt").write_text(content)
         with pytest.raises(ValueError, match=message):
             TinyImageNet(root, "val")

@@ -71,21 +71,26 @@ def test_imbalanced_mnist_has_16500_training_images() -> None:
 
 def test_own_rules() -> None:
     labels = torch.arange(3).repeat(5)
-    for rule, counts in ((ImbalanceRule(1, 4, minority=[2]), [4, 1, 4]),
-                         (ImbalanceRule(2, None, "even"), [5, 2, 5])):
+    for rule, counts in (
+        (ImbalanceRule(1, 4, minority=[2]), [4, 1, 4]),
+        (ImbalanceRule(2, None, "even"), [5, 2, 5]),
+    ):
         assert torch.bincount(labels[imbalanced_subset(labels, rule)]).tolist() == counts
     assert imbalanced_subset(labels, ImbalanceRule(1, 1, "even", 0)).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((torch.tensor([0, 1]), "paper_cub_trian"), "did you mean 'paper_cub_train'"),
-    ((torch.tensor([]).long(), "paper_cub_train"), "non-empty"),
-    ((torch.tensor([0.5]), "paper_cub_train"), "integers"),
-    ((torch.tensor([0, -1]), "paper_cub_train"), "least -1"),
-    ((torch.tensor([0, 1]), "paper_cub_train", torch.tensor([1])), "2 labels need as many ids, got 1"),
-    ((torch.tensor([0, 1]), "paper_cub_train", None, [1]), "label 1 has no class number"),
-    ((torch.tensor([0, 1]), "paper_mnist_test"), "walks images 40000 to 49999 .* got only 2"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.tensor([0, 1]), "paper_cub_trian"), "did you mean 'paper_cub_train'"),
+        ((torch.tensor([]).long(), "paper_cub_train"), "non-empty"),
+        ((torch.tensor([0.5]), "paper_cub_train"), "integers"),
+        ((torch.tensor([0, -1]), "paper_cub_train"), "least -1"),
+        ((torch.tensor([0, 1]), "paper_cub_train", torch.tensor([1])), "2 labels need as many ids, got 1"),
+        ((torch.tensor([0, 1]), "paper_cub_train", None, [1]), "label 1 has no class number"),
+        ((torch.tensor([0, 1]), "paper_mnist_test"), "walks images 40000 to 49999 .* got only 2"),
+    ],
+)
 def test_imbalanced_subset_refuses(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         imbalanced_subset(*arguments)

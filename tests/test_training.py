@@ -121,7 +121,8 @@ def test_two_processes_take_the_steps_of_one():
 def test_torchrun_gives_every_process_the_same_weights(tmp_path):
     """Batch normalisation and augmentation differ between processes; what comes out must not."""
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         import os, pathlib, sys
         sys.path.insert(0, sys.argv[1])
         from test_training import RECIPE, network, stripes
@@ -131,7 +132,8 @@ def test_torchrun_gives_every_process_the_same_weights(tmp_path):
         history = fit(model, stripes(), **RECIPE, checkpoint=pathlib.Path(sys.argv[2]) / "run.pt")
         text = f"{state_digest(model)} {history.losses} {os.environ['WORLD_SIZE']}"
         (pathlib.Path(sys.argv[2]) / f"rank{os.environ['RANK']}.txt").write_text(text)
-    """))
+    """)
+    )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, str(script), os.path.dirname(__file__), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

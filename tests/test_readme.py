@@ -1,0 +1,82 @@
+"""What the README promises is there: its snippet runs, its commands exist, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from infocam_utils import plans
+from infocam_utils.cli import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_the_snippet_runs_as_it_stands(capsys):
+    (snippet,) = fenced("python")
+    scope: dict = {}
+    exec(snippet, scope)  # the README's own code, read from this repository
+    assert scope["boxes"].shape == (6, 2, 4)
+    assert scope["out"].maps.shape[0] == 6
+    assert "Estimate(value=" in capsys.readouterr().out
+
+
+def test_links_and_pictures_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [t for t in targets if "://" not in t]
+    assert len(local) >= 8
+    missing = [t for t in local if not (ROOT / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make (?:[A-Z_]+=\S+ )?([a-z]+)", README))))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+def commands() -> list[list[str]]:
+    lines = [line.split("#")[0].strip() for block in fenced("") for line in block.splitlines()]
+    lines += re.findall(r"`(infocam [^`]+)`", README)
+    return [shlex.split(line)[1:] for line in dict.fromkeys(lines) if line.startswith("infocam")]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_ones_that_the_program_knows(words):
+    """Runs are planned, which refuses unknown notebooks, profiles and parameters, but not executed."""
+    if words[0] == "run":
+        command = cli.commands["run"]
+        given = command.make_context("run", words[1:], resilient_parsing=False).params
+        made = plans.plan(given["notebooks"], given["profile"], given["overrides"])
+        assert made
+    else:
+        group, arguments = words[0], words[1:]
+        depth = 2 if group == "data" else 1
+        result = CliRunner().invoke(cli, [*words[:depth], "--help"])
+        assert result.exit_code == 0, result.output
+        for option in (w for w in arguments if w.startswith("--")):
+            assert option in result.output
+
+
+def test_every_profile_plans_all_notebooks():
+    for name in ("smoke", "quick", "paper"):
+        assert len(plans.plan(profile=name)) == 5
+
+
+def test_quick_profile_is_what_the_notebooks_have_as_defaults():
+    """So that the committed notebooks, run by hand, are what `make reproduce` gives."""
+    for made in plans.plan(profile="quick"):
+        assert {k: v for k, v in made.parameters.items() if v != made.defaults[k]} == {}, made.name
+
+
+def test_citation_names_package_and_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["type"] == "software"
+    assert "1911.10688" in citation["preferred-citation"]["url"]
+    assert [a["family-names"] for a in citation["preferred-citation"]["authors"]] == ["Qin", "Kim", "Gedeon"]
