@@ -91,7 +91,9 @@ def protocol(
             lr=5e-4,
         )  # fmt: skip
     if weights is not None:
-        made = replace(made, weights=str(weights))
+        beside = records.data_root() / weights  # a file may also be named as it lies beside the data sets
+        known = str(weights) == "imagenet" or Path(weights).exists() or not beside.is_file()
+        made = replace(made, weights=str(weights if known else beside))
     return made if passes is None else replace(made, passes=passes)
 
 

@@ -101,3 +101,11 @@ def test_decay_is_chosen_where_a_plain_search_finds_it():
 def test_pictures_show_what_the_network_sees(few):
     seen = protocols.visible(few, [3, 5], HOW)
     assert np.array_equal(seen.numpy(), few.images[[3, 5]])
+
+
+def test_weights_may_be_named_as_they_lie_beside_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("INFOCAM_DATA", str(tmp_path))
+    assert protocol("cub200", weights="mine.pt").weights == "mine.pt"
+    (tmp_path / "mine.pt").write_bytes(b"")
+    assert protocol("cub200", weights="mine.pt").weights == str(tmp_path / "mine.pt")
+    assert protocol("cub200", weights="imagenet").weights == "imagenet"
