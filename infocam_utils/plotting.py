@@ -115,32 +115,6 @@ def _panels(units: Mapping[str, Sequence[Row]]) -> Figure:
     return fig
 
 
-def estimate_vs_truth(truth: Mapping[str, float], estimates: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Estimates of mutual information against the truth, and their errors.
-
-    Parameters
-    ----------
-    truth : setting (such as "d = 2") to true value in nats.
-    estimates : method to setting to anything with value, low, high: a `Record` or an `Estimate`.
-    """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    ends = [min(truth.values()) - 0.05, max(truth.values()) + 0.05]
-    left.plot(ends, ends, color="grey", linestyle=":", label="estimate = truth")
-    right.axhline(0, color="grey", linestyle=":")
-    for number, (method, found) in enumerate(estimates.items()):
-        offset = 0.15 * (number - (len(estimates) - 1) / 2)  # side by side, so that no bar hides another
-        for place, (setting, e) in enumerate(found.items()):
-            t = truth[setting]
-            style = {"color": PALETTE[number], "fmt": MARKERS[number % 5], "label": method}
-            _interval(left, t, e.value, e.low, e.high, False, **style)
-            _interval(right, place + offset, e.value - t, e.low - t, e.high - t, False, **style)
-    left.set(xlabel="true mutual information, nats", ylabel="estimate, nats")
-    right.set(ylabel="estimate − truth, nats")
-    right.set_xticks(range(len(truth)), list(truth))
-    _legend_once(left)
-    return fig
-
-
 def localization_curve(
     thresholds: Any,
     curves: Mapping[str, Any],
@@ -240,30 +214,6 @@ def gallery(
                 ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, ls=line, lw=2))
         if titles is not None:
             ax.set_title(titles[i], fontsize="x-small")
-    return fig
-
-
-def recall_bars(prior: Any, recalls: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Figure:
-    """The training shares of the classes, rarest first, and below them each method's recall."""
-    shares = np.asarray(prior, dtype=float)
-    order = np.argsort(shares, kind="stable")
-    places = np.arange(len(shares))
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(1, 2))
-    top.bar(places, 100 * shares[order], color="grey")
-    top.set(ylabel="training\nshare, %")
-    width = 0.8 / len(recalls)
-    for number, (method, values) in enumerate(recalls.items()):
-        left = places + width * (number - (len(recalls) - 1) / 2)
-        bottom.bar(
-            left, 100 * np.asarray(values, dtype=float)[order], width, color=PALETTE[number], label=method
-        )
-    bottom.set(ylabel="recall, %", xlabel="class, rarest first", ylim=(0, 105))
-    names = [str(c) if class_names is None else class_names[c] for c in order]
-    crowded = len(shares) > 40
-    bottom.set_xticks(
-        [] if crowded else places, [] if crowded else names, rotation=90 if len(shares) > 12 else 0
-    )
-    fig.legend(ncols=len(recalls), fontsize="small", loc="outside upper right")
     return fig
 
 

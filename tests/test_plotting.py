@@ -108,16 +108,6 @@ def test_trade_off_marks_the_best_of_each_measure():
     assert stars == [(1.0, 3.0), (0.0, 4.0)]
 
 
-def test_estimate_vs_truth_shows_errors_around_zero():
-    truth = {"d = 1": 1.03, "d = 2": 1.30}
-    found = {
-        "softmax": {k: SimpleNamespace(value=v + 0.1, low=v + 0.05, high=v + 0.15) for k, v in truth.items()}
-    }
-    left, right = plotting.estimate_vs_truth(truth, found).axes
-    assert [c.lines[0].get_ydata()[0] for c in right.containers] == pytest.approx([0.1, 0.1])
-    assert [c.lines[0].get_xdata()[0] for c in left.containers] == [1.03, 1.30]
-
-
 def test_localization_curve_marks_the_chosen_and_the_best_threshold():
     curves = {"CAM": torch.tensor([[10.0, 30.0, 20.0], [12.0, 34.0, 24.0]])}
     (ax,) = plotting.localization_curve([0.1, 0.2, 0.3], curves, {"CAM": 2}).axes
@@ -158,16 +148,6 @@ def test_gallery_draws_both_boxes_at_their_pixels():
     assert all(image.get_extent() == [0, 10, 20, 0] for image in fig.axes[0].images)
     with pytest.raises(ValueError, match=r"were \(3, 20, 10\)"):
         plotting.gallery(images[0])
-
-
-def test_recall_bars_put_the_rarest_class_first():
-    fig = plotting.recall_bars([0.7, 0.1, 0.2], {"softmax": [0.9, 0.3, 0.6]}, ["crow", "auk", "gull"])
-    top, bottom = fig.axes
-    assert [bar.get_height() for bar in top.patches] == pytest.approx([10, 20, 70])
-    assert [bar.get_height() for bar in bottom.patches] == pytest.approx([30, 60, 90])
-    assert [tick.get_text() for tick in bottom.get_xticklabels()] == ["auk", "gull", "crow"]
-    many = plotting.recall_bars(np.full(200, 0.005), {"softmax": np.ones(200)})
-    assert len(many.axes[1].get_xticklabels()) == 0
 
 
 def test_pmi_scatter_states_the_correlation():
