@@ -34,6 +34,25 @@ def test_defaults_follow_the_data_set():
     assert protocol("minibirds", passes=5).passes == 5
 
 
+def test_mnist_takes_the_papers_network_and_its_eight_epochs():
+    how = protocol("mnist")
+    model = untrained(how, 10, 0)
+    assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == 431_080 + 20 * 2 * 25  # three colour channels in
+    assert (how.passes // 16_500, how.batch_size, how.optimizer) == (8, 64, "sgd")
+    pixels, labels = np.zeros((20, 3, 28, 28), np.uint8), torch.arange(20) % 10
+    zeros = ImageSet(pixels, labels, None, 10, list("0123456789"), labels, "zeros")
+    assert training.predict(model, zeros, geometry=how.geometry).shape == (20, 10)
+
+
+def test_fine_tuning_follows_the_papers_recipe():
+    how = protocol("cub200", "vgg16_gap", frozen=False, adl=True, stride=16)
+    assert (how.optimizer, how.schedule, how.head_lr, how.weight_decay) == ("sgd", "step", 10.0, 1e-4)
+    assert how.label == "vgg16_gap with ADL, stride 16, trained"
+    layers = [type(m).__name__ for m in untrained(dataclasses.replace(how, weights=None), 5, 0).modules()]
+    assert layers.count("ADL") == 3
+
+
 def test_the_seed_decides_the_start_and_nothing_else_moves():
     torch.manual_seed(7)
     expected = torch.rand(1)
