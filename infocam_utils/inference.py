@@ -92,7 +92,7 @@ def pooled_features(
 ) -> Tensor:
     """What the linear layer sees, (N, C) float32 on the CPU: made once and cached.
 
-    The cache is keyed by the images, the network and its weights below the linear layer, the geometry and
+    The cache is keyed by the images, the network's layers and weights below the linear layer, the geometry and
     the code, and written 10,000 images at a time: a long run that is interrupted goes on where it was.
 
     Raises
@@ -104,6 +104,7 @@ def pooled_features(
     key = {
         "images": images.key,
         "network": model.name,
+        "layers": hashlib.sha256(repr(body).encode()).hexdigest(),  # strides and dilations are not weights
         "weights": state_digest(body),
         "geometry": asdict(geometry),
         "code": fingerprint(images_module, models_module, pooled_module, Path(__file__)),

@@ -284,3 +284,14 @@ def test_bias_starts_at_the_log_prior_and_a_wrong_prior_is_refused():
     for layer, prior in ((head, [1.0]), (head, [1.0, 0.0, 0.0]), (bare, [0.5, 0.25, 0.25])):
         with pytest.raises(ValueError, match="one positive entry for each of the 3 biases"):
             initialise_bias(layer, torch.tensor(prior))
+
+
+def test_a_stride_without_weights_of_its_own_is_in_the_cache_key(tmp_path):
+    """A network at stride 16 has the weights of the one at stride 32; its features are others."""
+    images, found = stripes(8), []
+    for stride in (1, 2):
+        torch.manual_seed(0)
+        features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=stride), nn.ReLU())
+        model = Classifier(features, nn.Linear(8, 2), "same name")
+        found.append(pooled_features(model, images, geometry=CROP, accelerator="cpu", cache_dir=tmp_path))
+    assert not torch.allclose(found[0], found[1])
