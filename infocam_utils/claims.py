@@ -219,10 +219,12 @@ def judge(ledger: Sequence[Claim], books: Mapping[str, RecordBook]) -> list[Judg
 def _ours(row: Judged) -> str:
     lines = []
     for finding in row.findings:
-        parts = [finding.value.text] if finding.value is not None else []
-        if finding.direction is not None:
-            parts.append(f"difference {finding.direction.text}")
-        runs = len((finding.value or finding.direction).seeds)  # type: ignore[union-attr]
+        value, direction = finding.value, finding.direction
+        parts = [value.text] if value is not None else []
+        if direction is not None and direction is not value:
+            what = "/".join(direction.name.split("/")[1:-1]) or "difference"  # the part that names methods
+            parts.append(f"{what.replace('_minus_', ' − ').replace('_', ' ')}: {direction.text}")
+        runs = len((value or direction).seeds)  # type: ignore[union-attr]
         seeds = f", {runs} seeds" if runs > 1 else ""
         lines.append(f"{', '.join(parts)} ({finding.dataset}, {finding.profile}{seeds})")
     return "<br>".join(lines) or "–"

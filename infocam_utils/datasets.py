@@ -64,8 +64,15 @@ def mnist(data_dir: str | Path | None = None, split: str = "train", size: int = 
     return _grey_set(table.data.numpy(), table.targets.long(), torch.arange(len(table)), size)
 
 
-def load_images(name: str | Path, split: str = "train", data_dir: str | Path | None = None, *,
-                size: int | None = None, limit: int | None = None, need_boxes: bool = False) -> ImageSet:
+def load_images(
+    name: str | Path,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    *,
+    size: int | None = None,
+    limit: int | None = None,
+    need_boxes: bool = False,
+) -> ImageSet:
     """The images of one split of a data set, decoded once and cached.
 
     Parameters
@@ -101,8 +108,10 @@ def load_images(name: str | Path, split: str = "train", data_dir: str | Path | N
         if name in NAMES:
             raise FileNotFoundError(f"{name} is not under {root}. {how_to_get(str(name))}")
         near = difflib.get_close_matches(str(name), NAMES, n=1)
-        raise FileNotFoundError(f"no data set {str(name)!r}: neither a folder, nor under {root}, nor one of "
-                                f"{', '.join(NAMES)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise FileNotFoundError(
+            f"no data set {str(name)!r}: neither a folder, nor under {root}, nor one of "
+            f"{', '.join(NAMES)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
     reader = TinyImageNet if find_layout(folder, "wnids.txt") else CUB
     listed = reader(folder, split, need_boxes=need_boxes)
     return listed.image_set(size or listed.default_size, root / "cache", limit)
@@ -116,20 +125,29 @@ def _drawn_birds(split: str, data_dir: str | Path | None, size: int, limit: int 
     birds = minibirds.cached_birds(min(limit or count, count), seed, data_dir, size=size)
     images = np.asarray(birds.images)
     names = minibirds.class_names()
-    return image_set(images, birds.labels, birds.boxes.float(), torch.arange(len(images)), names,
-                     list(range(1, len(names) + 1)))
+    return image_set(
+        images,
+        birds.labels,
+        birds.boxes.float(),
+        torch.arange(len(images)),
+        names,
+        list(range(1, len(names) + 1)),
+    )
 
 
 def _grey_set(grey: np.ndarray, labels: Tensor, ids: Tensor, size: int) -> ImageSet:
     """Digits (N, H, W) uint8 as an `ImageSet`, the one channel three times."""
     if grey.shape[-1] != size:
-        grey = np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR))
-                         for one in grey])
+        grey = np.stack(
+            [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in grey]
+        )
     images = np.repeat(grey[:, None], 3, axis=1)
     return image_set(images, labels, None, ids, [str(digit) for digit in range(10)], list(range(10)))
 
 
 def _check_split(split: str, name: str) -> None:
     if split not in ("train", "test"):
-        raise ValueError(f"split of {name} must be 'train' or 'test', got {split!r}; "
-                         "to hold images out of the training split use stratified_split")
+        raise ValueError(
+            f"split of {name} must be 'train' or 'test', got {split!r}; "
+            "to hold images out of the training split use stratified_split"
+        )

@@ -49,16 +49,29 @@ class Source:
 SOURCES = {
     "digits": Source("CC BY 4.0 (UCI)", "PC-softmax on imbalanced real data, always there"),
     "minibirds": Source("this package's", "drawn birds with exact mutual information, boxes and masks"),
-    "mnist": Source("CC BY-SA 3.0", "the paper's imbalanced MNIST",
-                    "https://ossci-datasets.s3.amazonaws.com/mnist/", 11_594_722, 66_000_000),
-    "cub200": Source("non-commercial research only (Wah et al., CNS-TR-2011-001)",
-                     "the paper's imbalanced CUB, localization on birds",
-                     "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-                     1_150_585_339, 1_300_000_000, "97eceeb196236b17998738112f37df78"),
-    "tiny-imagenet": Source("non-commercial research only (ImageNet's terms)",
-                            "localization on 64-pixel photographs",
-                            "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-                            248_100_043, 550_000_000, "90528d7ca1a48142e341f4ef8d21d0de"),
+    "mnist": Source(
+        "CC BY-SA 3.0",
+        "the paper's imbalanced MNIST",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        11_594_722,
+        66_000_000,
+    ),
+    "cub200": Source(
+        "non-commercial research only (Wah et al., CNS-TR-2011-001)",
+        "the paper's imbalanced CUB, localization on birds",
+        "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+        1_150_585_339,
+        1_300_000_000,
+        "97eceeb196236b17998738112f37df78",
+    ),
+    "tiny-imagenet": Source(
+        "non-commercial research only (ImageNet's terms)",
+        "localization on 64-pixel photographs",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        248_100_043,
+        550_000_000,
+        "90528d7ca1a48142e341f4ef8d21d0de",
+    ),
 }
 
 
@@ -95,15 +108,27 @@ def status(data_dir: str | Path | None = None) -> list[dict[str, str]]:
             state = "partly downloaded"
         else:
             state = "missing"
-        rows.append({
-            "name": name, "size": _megabytes(record.get("bytes", source.size)), "licence": source.licence,
-            "purpose": source.purpose, "path": str(root / name), "state": state,
-        })
+        rows.append(
+            {
+                "name": name,
+                "size": _megabytes(record.get("bytes", source.size)),
+                "licence": source.licence,
+                "purpose": source.purpose,
+                "path": str(root / name),
+                "state": state,
+            }
+        )
     return rows
 
 
-def get(name: str, data_dir: str | Path | None = None, url: str | None = None, sha256: str | None = None,
-        progress: Progress | None = None, into: str | None = None) -> Path:
+def get(
+    name: str,
+    data_dir: str | Path | None = None,
+    url: str | None = None,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+    into: str | None = None,
+) -> Path:
     """Download, verify and unpack one data set; return its folder ``<data_root>/<into or name>``.
 
     A set that is there and verified is left as it is. An interrupted download goes on where it stopped, if
@@ -175,8 +200,13 @@ def get(name: str, data_dir: str | Path | None = None, url: str | None = None, s
     return target
 
 
-def download(url: str, part: Path, size: int | None = None, unpacked: int | None = None,
-             progress: Progress | None = None) -> None:
+def download(
+    url: str,
+    part: Path,
+    size: int | None = None,
+    unpacked: int | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Bring the whole of `url` into the file `part`, going on from what it holds already.
 
     Beside it lies ``<part>.json`` with the address and the server's mark of this version (ETag or date); the
@@ -198,19 +228,24 @@ def download(url: str, part: Path, size: int | None = None, unpacked: int | None
         if error.code == 416:  # the server's file ends before ours: it is another one
             _discard(part)
             return download(url, part, size, unpacked, progress)
-        raise ConnectionError(f"{url} answers {error.code} {error.reason}; try later, or give another "
-                              "address with --url") from error
+        raise ConnectionError(
+            f"{url} answers {error.code} {error.reason}; try later, or give another address with --url"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{url} cannot be reached ({error}); check the network, or give another "
-                              "address with --url (file:// works too)") from error
+        raise ConnectionError(
+            f"{url} cannot be reached ({error}); check the network, or give another "
+            "address with --url (file:// works too)"
+        ) from error
     with response:
         if response.status != 206:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
         if size is not None and total is not None and total != size:
-            raise ValueError(f"{url} offers {total} bytes, the official archive has {size}. If another "
-                             "archive is meant, give its --sha256, or a folder name with --into")
+            raise ValueError(
+                f"{url} offers {total} bytes, the official archive has {size}. If another "
+                "archive is meant, give its --sha256, or a folder name with --into"
+            )
         expected = total or size or 0
         _check_space(part.parent, expected - start + (unpacked or int(1.5 * expected)))
         mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -231,8 +266,10 @@ def download(url: str, part: Path, size: int | None = None, unpacked: int | None
                 if progress is not None:
                     progress(done, total)
     if (total or size) not in (None, done):
-        raise ConnectionError(f"{url} stopped after {done} of {total or size} bytes ({trouble}); what has "
-                              f"come is kept in {part}, the same command goes on from there")
+        raise ConnectionError(
+            f"{url} stopped after {done} of {total or size} bytes ({trouble}); what has "
+            f"come is kept in {part}, the same command goes on from there"
+        )
 
 
 def _verify(part: Path, url: str, kind: str, wanted: str | None) -> dict[str, Any]:
@@ -245,14 +282,17 @@ def _verify(part: Path, url: str, kind: str, wanted: str | None) -> dict[str, An
     found = {name: digest.hexdigest() for name, digest in digests.items()}
     if wanted is not None and wanted != found[kind]:
         _discard(part)
-        raise ValueError(f"{url} has {kind} {found[kind]}, expected {wanted}: not the archive that is meant, "
-                         "or damaged on its way. The file was removed; try again or give another --url")
+        raise ValueError(
+            f"{url} has {kind} {found[kind]}, expected {wanted}: not the archive that is meant, "
+            "or damaged on its way. The file was removed; try again or give another --url"
+        )
     checked = f"{kind} {wanted}" if wanted else "nothing known before: first download"
     return {"bytes": part.stat().st_size, **found, "checked against": checked}
 
 
-def _get_mnist(address: str, folder: str, workshop: Path, unpacked: Path,
-               progress: Progress | None) -> tuple[list[Path], dict[str, Any]]:
+def _get_mnist(
+    address: str, folder: str, workshop: Path, unpacked: Path, progress: Progress | None
+) -> tuple[list[Path], dict[str, Any]]:
     """The four files that torchvision names, by its checksums, unpacked where torchvision looks for them."""
     from torchvision.datasets import MNIST
 
@@ -271,8 +311,11 @@ def _get_mnist(address: str, folder: str, workshop: Path, unpacked: Path,
 def _source(name: str) -> Source:
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
-        raise ValueError(f"unknown data set {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                         + f" Known: {', '.join(SOURCES)}")
+        raise ValueError(
+            f"unknown data set {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + f" Known: {', '.join(SOURCES)}"
+        )
     if SOURCES[name].url is None:
         raise ValueError(f"{name} needs no download: it is always there")
     return SOURCES[name]
@@ -280,18 +323,25 @@ def _source(name: str) -> Source:
 
 def _check_present(target: Path, record: dict[str, Any], url: str | None, sha256: str | None) -> None:
     if not record:
-        raise FileExistsError(f"{target} is there but was not put there by this command; use it as it is, or "
-                              "move it away, or choose another folder with --into")
+        raise FileExistsError(
+            f"{target} is there but was not put there by this command; use it as it is, or "
+            "move it away, or choose another folder with --into"
+        )
     if (url and url != record["url"]) or (sha256 and sha256.lower() != record.get("sha256")):
-        raise FileExistsError(f"{target} holds {record['url']} (sha256 {record.get('sha256')}), not what is "
-                              "asked for; move it away, or choose another folder with --into")
+        raise FileExistsError(
+            f"{target} holds {record['url']} (sha256 {record.get('sha256')}), not what is "
+            "asked for; move it away, or choose another folder with --into"
+        )
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{_megabytes(needed)} are needed for the download and unpacking, but "
-                      f"{_megabytes(free)} are free in {folder}; make room or choose another directory")
+        raise OSError(
+            errno.ENOSPC,
+            f"{_megabytes(needed)} are needed for the download and unpacking, but "
+            f"{_megabytes(free)} are free in {folder}; make room or choose another directory",
+        )
 
 
 def _discard(part: Path) -> None:

@@ -222,10 +222,20 @@ def collect(
             at_label = [pointwise_mutual_information(g, prior, kind).gather(1, labels[:, None])[:, 0]
                         for g in logits.values()]  # fmt: skip
             pmi.append(torch.stack(at_label).float().cpu())
-            found = torch.stack([
-                _boxes(v, features, layers[v.head][0], labels, logits[v.head], side, torch.cat([levels,
-                kept])) for v in variants
-            ]).cpu()  # (V, B, T + P, 4)
+            found = torch.stack(
+                [
+                    _boxes(
+                        v,
+                        features,
+                        layers[v.head][0],
+                        labels,
+                        logits[v.head],
+                        side,
+                        torch.cat([levels, kept]),
+                    )
+                    for v in variants
+                ]
+            ).cpu()  # (V, B, T + P, 4)
             iou = torch.stack([iou_with_truth(b, truth[rows]) for b in found[:, :, : len(levels)]])
             units.append(quantise(iou.numpy()))
             boxes.append(found[:, :, len(levels) :].numpy().astype(np.int16))
@@ -239,8 +249,13 @@ def collect(
 
 
 def _boxes(
-    variant: Variant, features: Tensor, weight: Tensor, labels: Tensor, logits: Tensor, side: int, levels:
-    Tensor
+    variant: Variant,
+    features: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    side: int,
+    levels: Tensor,
 ) -> Tensor:
     """Boxes (B, T, 4) of one variant, in whole pixels."""
     if variant.kind == "centre":  # has no threshold: the same box at each
@@ -248,9 +263,7 @@ def _boxes(
     if variant.kind == "feature_norm":
         maps = region_sum(feature_norm_maps(features), variant.region, variant.padding)
     else:
-        maps = info_cam(
-            features, weight, labels, variant.against, logits, variant.region, variant.padding
-        )
+        maps = info_cam(features, weight, labels, variant.against, logits, variant.region, variant.padding)
     return boxes_from_maps(maps, side, levels, variant.mode).cpu()
 
 

@@ -66,11 +66,15 @@ class ImageSet:
         if self.images.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
             raise ValueError(f"images must be uint8 (N, 3, S, S), got {self.images.dtype} {shape}")
         if len(self.labels) != n or len(self.ids) != n or (self.boxes is not None and len(self.boxes) != n):
-            raise ValueError(f"{n} images need as many labels, ids and boxes; got {len(self.labels)} labels, "
-                             f"{len(self.ids)} ids, {'no' if self.boxes is None else len(self.boxes)} boxes")
+            raise ValueError(
+                f"{n} images need as many labels, ids and boxes; got {len(self.labels)} labels, "
+                f"{len(self.ids)} ids, {'no' if self.boxes is None else len(self.boxes)} boxes"
+            )
         if len(self.class_names) != self.num_classes or len(self.class_numbers) != self.num_classes:
-            raise ValueError(f"num_classes is {self.num_classes}, but there are {len(self.class_names)} "
-                             f"class names and {len(self.class_numbers)} class numbers")
+            raise ValueError(
+                f"num_classes is {self.num_classes}, but there are {len(self.class_names)} "
+                f"class names and {len(self.class_numbers)} class numbers"
+            )
         _check_range("labels", self.labels, self.num_classes)
 
     def __len__(self) -> int:
@@ -94,8 +98,14 @@ class ImageSet:
         _check_range("indices", rows, len(self))
         key = hashlib.sha256(self.key.encode() + rows.numpy().tobytes()).hexdigest()
         boxes = None if self.boxes is None else self.boxes[rows]
-        return replace(self, images=self.images[rows.numpy()], labels=self.labels[rows], boxes=boxes,
-                       ids=self.ids[rows], key=key)
+        return replace(
+            self,
+            images=self.images[rows.numpy()],
+            labels=self.labels[rows],
+            boxes=boxes,
+            ids=self.ids[rows],
+            key=key,
+        )
 
 
 def _check_range(name: str, values: Tensor, count: int) -> None:
@@ -131,8 +141,10 @@ class Geometry:
         """Side after resizing and side of the network's input, in pixels."""
         resized = self.resize or stored_size
         if self.crop is not None and self.crop > resized:
-            raise ValueError(f"a crop of {self.crop} pixels does not fit into images of {resized}; "
-                             f"give Geometry a resize of at least {self.crop}")
+            raise ValueError(
+                f"a crop of {self.crop} pixels does not fit into images of {resized}; "
+                f"give Geometry a resize of at least {self.crop}"
+            )
         return resized, self.crop or resized
 
     def boxes(self, boxes: Tensor, stored_size: int) -> Tensor:
@@ -149,8 +161,9 @@ def crop_start(resized: int, side: int) -> int:
     return round((resized - side) / 2)
 
 
-def prepare(images: Tensor, geometry: Geometry, train: bool = False,
-            generator: torch.Generator | None = None) -> Tensor:
+def prepare(
+    images: Tensor, geometry: Geometry, train: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
     """Network input from stored images: resize, crop, and ImageNet mean and standard deviation.
 
     Parameters
@@ -168,8 +181,12 @@ def prepare(images: Tensor, geometry: Geometry, train: bool = False,
     >>> prepare(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Geometry(24, 16)).shape
     torch.Size([2, 3, 16, 16])
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or \
-            images.shape[2] != images.shape[3]:
+    if (
+        images.dtype != torch.uint8
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or images.shape[2] != images.shape[3]
+    ):
         raise ValueError(f"images must be uint8 (B, 3, S, S), got {images.dtype} {tuple(images.shape)}")
     resized, side = geometry.sizes(images.shape[-1])
     if resized != images.shape[-1]:
@@ -181,7 +198,7 @@ def prepare(images: Tensor, geometry: Geometry, train: bool = False,
         pixels = _random_crop_and_flip(pixels, side, geometry.flip, generator)
     else:
         start = crop_start(resized, side)
-        pixels = pixels[..., start:start + side, start:start + side]
+        pixels = pixels[..., start : start + side, start : start + side]
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=images.device).mul_(255)[:, None, None]
     return pixels.float().sub_(mean).div_(std)  # in place: what is float here was made here
@@ -194,8 +211,12 @@ def _random_crop_and_flip(pixels: Tensor, side: int, flip: bool, generator: torc
     flipped = torch.rand(len(pixels), generator=generator) < (0.5 if flip else 0.0)
     if room and len(pixels):
         # slices are views and stacking them is one copy: five times faster on a CPU than one gather
-        pixels = torch.stack([image[:, top:top + side, left:left + side]
-                              for image, top, left in zip(pixels, *starts.tolist(), strict=True)])
+        pixels = torch.stack(
+            [
+                image[:, top : top + side, left : left + side]
+                for image, top, left in zip(pixels, *starts.tolist(), strict=True)
+            ]
+        )
     pixels = pixels[..., :side, :side]
     return torch.where(flipped.to(pixels.device)[:, None, None, None], pixels.flip(-1), pixels)
 
@@ -213,8 +234,9 @@ def decode(path: str | Path, size: int | None = None) -> tuple[np.ndarray, tuple
             if size is not None and rgb.size != (size, size):
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is named in the data set's lists but is not there; "
-                                "unpack the archive again") from None
+        raise FileNotFoundError(
+            f"{path} is named in the data set's lists but is not there; unpack the archive again"
+        ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error}); get or unpack the data set again") from error
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), shape
@@ -240,8 +262,9 @@ def decoded(paths: Sequence[Path], size: int, cache_dir: Path) -> tuple[np.ndarr
         try:
             status = os.stat(path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is named in the data set's lists but is not there; "
-                                    "unpack the archive again") from None
+            raise FileNotFoundError(
+                f"{path} is named in the data set's lists but is not there; unpack the archive again"
+            ) from None
         digest.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     key = digest.hexdigest()
     cache_dir.mkdir(parents=True, exist_ok=True)

@@ -92,8 +92,8 @@ def pooled_features(
 ) -> Tensor:
     """What the linear layer sees, (N, C) float32 on the CPU: made once and cached.
 
-    The cache is keyed by the images, the network's layers and weights below the linear layer, the geometry and
-    the code, and written 10,000 images at a time: a long run that is interrupted goes on where it was.
+    The cache is keyed by the images, the network's layers and weights below the linear layer, the geometry
+    and the code, and written 10,000 images at a time: a long run that is interrupted goes on where it was.
 
     Raises
     ------

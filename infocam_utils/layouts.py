@@ -35,8 +35,13 @@ class ListedImages(Dataset):
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, int, tv_tensors.BoundingBoxes | None]:
         pixels, (width, height) = decode(self.paths[index])
         image = tv_tensors.Image(torch.from_numpy(pixels))
-        box = None if self.boxes is None else tv_tensors.BoundingBoxes(
-            self.boxes[index:index + 1], format="XYXY", canvas_size=(height, width))
+        box = (
+            None
+            if self.boxes is None
+            else tv_tensors.BoundingBoxes(
+                self.boxes[index : index + 1], format="XYXY", canvas_size=(height, width)
+            )
+        )
         if self.transform is not None and box is not None:
             image, box = self.transform(image, box)
         elif self.transform is not None:
@@ -53,8 +58,9 @@ class ListedImages(Dataset):
         boxes = None
         if self.boxes is not None:
             boxes = self.boxes[rows] * (size / torch.from_numpy(shapes).float()).repeat(1, 2)
-        return image_set(images, self.labels[rows], boxes, self.image_ids[rows], self.class_names,
-                         self.class_numbers, key)
+        return image_set(
+            images, self.labels[rows], boxes, self.image_ids[rows], self.class_names, self.class_numbers, key
+        )
 
 
 class CUB(ListedImages):
@@ -79,11 +85,18 @@ class CUB(ListedImages):
 
     default_size = 256
 
-    def __init__(self, root: str | Path, split: str = "train",
-                 transform: Callable[..., Any] | None = None, need_boxes: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        transform: Callable[..., Any] | None = None,
+        need_boxes: bool = False,
+    ) -> None:
         if split not in ("train", "test", "all"):
-            raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}; to hold images out of "
-                             "the training split use stratified_split, for the paper's halves half_split")
+            raise ValueError(
+                f"split must be 'train', 'test' or 'all', got {split!r}; to hold images out of "
+                "the training split use stratified_split, for the paper's halves half_split"
+            )
         self.root, self.transform = _folder(root, "images.txt"), transform
         names, label_file = _table(self.root / "classes.txt", 1), self.root / "image_class_labels.txt"
         files = _table(self.root / "images.txt", 1)
@@ -121,8 +134,10 @@ class CUB(ListedImages):
             raise ValueError(f"{path} has a box that is not four numbers: {error}") from error
         if not bool((extent > 0).all()):
             first = torch.nonzero(~(extent > 0).all(1)).flatten()[0]
-            raise ValueError(f"{path} gives image {ids[first]} a box of width and height "
-                             f"{extent[first].tolist()}; both must be positive")
+            raise ValueError(
+                f"{path} gives image {ids[first]} a box of width and height "
+                f"{extent[first].tolist()}; both must be positive"
+            )
         return torch.cat([corner, corner + extent], dim=1)
 
     @property
@@ -130,8 +145,10 @@ class CUB(ListedImages):
         """Part locations, float32 (N, P, 3): x, y in pixels of the file, and 1 where visible, else 0."""
         path = self.root / "parts" / "part_locs.txt"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: this folder has no part locations; "
-                                    "use one that has them, or do without parts")
+            raise FileNotFoundError(
+                f"{path} is not there: this folder has no part locations; "
+                "use one that has them, or do without parts"
+            )
         rows = np.loadtxt(path, dtype=np.float64, ndmin=2)
         number = {image: row for row, image in enumerate(self.image_ids.tolist())}
         located = torch.full((len(self), int(rows[:, 1].max()), 3), float("nan"))
@@ -161,8 +178,13 @@ class TinyImageNet(ListedImages):
 
     default_size = 64
 
-    def __init__(self, root: str | Path, split: str = "train",
-                 transform: Callable[..., Any] | None = None, need_boxes: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        transform: Callable[..., Any] | None = None,
+        need_boxes: bool = False,
+    ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"split must be 'train' or 'val' (also called 'test'), got {split!r}")
         self.root, self.transform = _folder(root, "wnids.txt"), transform
@@ -175,13 +197,18 @@ class TinyImageNet(ListedImages):
         self.image_ids = torch.arange(len(rows))
         boxless = [row[0] for row in rows if not row[2]]
         if boxless and need_boxes:
-            raise ValueError(f"{len(boxless)} images have no box, the first is {boxless[0]}: "
-                             f"<wnid>_boxes.txt is missing in its folder; get the official archive")
+            raise ValueError(
+                f"{len(boxless)} images have no box, the first is {boxless[0]}: "
+                f"<wnid>_boxes.txt is missing in its folder; get the official archive"
+            )
         self.boxes = None if boxless else self._half_open(rows)
         self.class_numbers = list(range(1, len(wnids) + 1))
         words_file = self.root / "words.txt"
-        words = dict(line.split("\t", 1) for line in words_file.read_text().splitlines() if "\t" in line) \
-            if words_file.exists() else {}
+        words = (
+            dict(line.split("\t", 1) for line in words_file.read_text().splitlines() if "\t" in line)
+            if words_file.exists()
+            else {}
+        )
         self.class_names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
 
     def _train_rows(self, wnids: list[str]) -> list[tuple[Path, str, list[str]]]:
@@ -193,8 +220,9 @@ class TinyImageNet(ListedImages):
             elif images.is_dir():
                 rows += [(path, wnid, []) for path in sorted(images.iterdir())]
             else:
-                raise FileNotFoundError(f"{images} is not there, but wnids.txt names its class; "
-                                        "unpack the archive again")
+                raise FileNotFoundError(
+                    f"{images} is not there, but wnids.txt names its class; unpack the archive again"
+                )
         return rows
 
     def _val_rows(self, labels: dict[str, int]) -> list[tuple[Path, str, list[str]]]:
@@ -211,8 +239,10 @@ class TinyImageNet(ListedImages):
         boxes = torch.tensor([[float(value) for value in row[2]] for row in rows])
         reversed_ = torch.nonzero((boxes[:, 2:] < boxes[:, :2]).any(1)).flatten().tolist()
         if reversed_:
-            raise ValueError(f"the box of {rows[reversed_[0]][0].name} ends before it begins: "
-                             f"{boxes[reversed_[0]].tolist()}; expected x0 y0 x1 y1 inclusive")
+            raise ValueError(
+                f"the box of {rows[reversed_[0]][0].name} ends before it begins: "
+                f"{boxes[reversed_[0]].tolist()}; expected x0 y0 x1 y1 inclusive"
+            )
         return boxes + torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
@@ -233,14 +263,26 @@ def box_transform(geometry: Geometry, train: bool = False) -> v2.Compose:
         raise ValueError("files have different sizes: give Geometry a resize, in pixels")
     resized, side = geometry.sizes(geometry.resize)
     crop = [v2.RandomCrop(side), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(side)]
-    return v2.Compose([
-        v2.Resize((resized, resized), antialias=True), *crop, v2.ClampBoundingBoxes(clamping_mode="hard"),
-        v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])
+    return v2.Compose(
+        [
+            v2.Resize((resized, resized), antialias=True),
+            *crop,
+            v2.ClampBoundingBoxes(clamping_mode="hard"),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
 
-def image_set(images: np.ndarray, labels: Tensor, boxes: Tensor | None, ids: Tensor, names: list[str],
-              numbers: list[int], pixels_key: str | None = None) -> ImageSet:
+def image_set(
+    images: np.ndarray,
+    labels: Tensor,
+    boxes: Tensor | None,
+    ids: Tensor,
+    names: list[str],
+    numbers: list[int],
+    pixels_key: str | None = None,
+) -> ImageSet:
     """An `ImageSet` with the key of its content; `pixels_key` stands for the pixels if they have one."""
     if pixels_key is None:
         pixels_key = hashlib.sha256(images.tobytes()).hexdigest()
@@ -257,15 +299,19 @@ def spread(count: int, limit: int | None) -> Tensor:
 
 def find_layout(folder: Path, marker: str) -> Path | None:
     """`folder` or the one folder directly in it that has the file `marker`."""
-    return next((path.parent for path in (folder / marker, *sorted(folder.glob(f"*/{marker}")))
-                 if path.is_file()), None)
+    return next(
+        (path.parent for path in (folder / marker, *sorted(folder.glob(f"*/{marker}"))) if path.is_file()),
+        None,
+    )
 
 
 def _folder(root: str | Path, marker: str) -> Path:
     found = find_layout(Path(root), marker)
     if found is None:
-        raise FileNotFoundError(f"{root} has no {marker}, nor has a folder directly in it: not a whole data "
-                                "set of the CUB layout (images.txt) or Tiny-ImageNet layout (wnids.txt)")
+        raise FileNotFoundError(
+            f"{root} has no {marker}, nor has a folder directly in it: not a whole data "
+            "set of the CUB layout (images.txt) or Tiny-ImageNet layout (wnids.txt)"
+        )
     return found
 
 
@@ -289,8 +335,10 @@ def _tabbed(path: Path, columns: int) -> list[list[str]]:
     rows = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns or not all(value.strip().isdigit() for value in row[-4:]):
-            raise ValueError(f"{path}, line {number}: expected {columns} values with tabs between, the last "
-                             f"four a box of whole pixels, got {row}")
+            raise ValueError(
+                f"{path}, line {number}: expected {columns} values with tabs between, the last "
+                f"four a box of whole pixels, got {row}"
+            )
     return rows
 
 

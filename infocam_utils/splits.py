@@ -32,8 +32,9 @@ class ImbalanceRule:
 
     def __post_init__(self) -> None:
         if self.few < 1 or (self.many is not None and self.many < 1):
-            raise ValueError(f"few and many must be positive, got few={self.few}, many={self.many}; "
-                             "many=None keeps all")
+            raise ValueError(
+                f"few and many must be positive, got few={self.few}, many={self.many}; many=None keeps all"
+            )
         if isinstance(self.minority, str) and self.minority not in ("odd", "even"):
             raise ValueError(f"minority must be 'odd', 'even' or class numbers, got {self.minority!r}")
 
@@ -50,13 +51,18 @@ RULES = {
     "paper_cub_test": ImbalanceRule(few=5, many=15),
     # Both MNIST pools are parts of the official training images; labels are digits, so the evens are few.
     "paper_mnist_train": ImbalanceRule(few=300, many=3000, minority="even", first_number=0, pool=(0, 40_000)),
-    "paper_mnist_test": ImbalanceRule(few=300, many=3000, minority="even", first_number=0,
-                                      pool=(40_000, 50_000)),
+    "paper_mnist_test": ImbalanceRule(
+        few=300, many=3000, minority="even", first_number=0, pool=(40_000, 50_000)
+    ),
 }
 
 
-def imbalanced_subset(labels: Tensor, rule: str | ImbalanceRule, ids: Tensor | None = None,
-                      class_numbers: Sequence[int] | None = None) -> Tensor:
+def imbalanced_subset(
+    labels: Tensor,
+    rule: str | ImbalanceRule,
+    ids: Tensor | None = None,
+    class_numbers: Sequence[int] | None = None,
+) -> Tensor:
     """Indices of an imbalanced subset, in walking order: the first n images of each class are kept.
 
     Parameters
@@ -81,8 +87,9 @@ def imbalanced_subset(labels: Tensor, rule: str | ImbalanceRule, ids: Tensor | N
         if rule not in RULES:
             near = difflib.get_close_matches(rule, RULES, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown imbalance rule {rule!r}; {hint}known: {', '.join(RULES)}; "
-                             "or give an ImbalanceRule")
+            raise ValueError(
+                f"unknown imbalance rule {rule!r}; {hint}known: {', '.join(RULES)}; or give an ImbalanceRule"
+            )
         rule = RULES[rule]
     labels = _checked(labels)
     if class_numbers is None:
@@ -96,9 +103,11 @@ def imbalanced_subset(labels: Tensor, rule: str | ImbalanceRule, ids: Tensor | N
     order = torch.arange(len(labels)) if ids is None else torch.argsort(ids, stable=True)
     if rule.pool is not None:
         if len(labels) < rule.pool[1]:
-            raise ValueError(f"this rule walks images {rule.pool[0]} to {rule.pool[1] - 1} of the official "
-                             f"training list, got only {len(labels)}; give an ImbalanceRule without a pool")
-        order = order[rule.pool[0]:rule.pool[1]]
+            raise ValueError(
+                f"this rule walks images {rule.pool[0]} to {rule.pool[1] - 1} of the official "
+                f"training list, got only {len(labels)}; give an ImbalanceRule without a pool"
+            )
+        order = order[rule.pool[0] : rule.pool[1]]
     many = len(labels) if rule.many is None else rule.many
     limits = torch.where(rule.is_minority(numbers[order]), rule.few, many)
     return order[_position_within_class(labels[order]) < limits]
@@ -153,9 +162,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 def _checked(labels: Tensor) -> Tensor:
     labels = torch.as_tensor(labels).cpu()
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or int(labels.min()) < 0:
-        raise ValueError("labels must be a non-empty one-dimensional tensor of integers >= 0, got "
-                         f"{labels.dtype} of shape {tuple(labels.shape)}"
-                         + (f", least {labels.min().item()}" if labels.numel() else ""))
+        raise ValueError(
+            "labels must be a non-empty one-dimensional tensor of integers >= 0, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+            + (f", least {labels.min().item()}" if labels.numel() else "")
+        )
     return labels.long()
 
 

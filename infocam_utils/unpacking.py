@@ -37,12 +37,15 @@ def unpack(archive: Path, folder: Path) -> None:
         whole = True
     except tarfile.FilterError as error:
         _remove(archive)
-        raise ValueError(f"{archive.name} would write outside its folder: {error}. It was removed; get the "
-                         "archive from its owners") from error
+        raise ValueError(
+            f"{archive.name} would write outside its folder: {error}. It was removed; get the "
+            "archive from its owners"
+        ) from error
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
         _remove(archive)
-        raise ValueError(f"{archive.name} is truncated, damaged or no archive ({error}). It was removed; "
-                         "download it again") from error
+        raise ValueError(
+            f"{archive.name} is truncated, damaged or no archive ({error}). It was removed; download it again"
+        ) from error
     finally:
         if not whole:
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,15 +79,20 @@ def _check_name(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive:
         _remove(archive)
-        raise ValueError(f"{archive.name} would write outside its folder: {name!r}. It was removed; get the "
-                         "archive from its owners")
+        raise ValueError(
+            f"{archive.name} would write outside its folder: {name!r}. It was removed; get the "
+            "archive from its owners"
+        )
 
 
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"unpacked it takes {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB are "
-                      f"free in {folder.parent}; make room or choose another data directory")
+        raise OSError(
+            errno.ENOSPC,
+            f"unpacked it takes {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB are "
+            f"free in {folder.parent}; make room or choose another data directory",
+        )
 
 
 def _remove(archive: Path) -> None:

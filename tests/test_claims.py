@@ -86,6 +86,12 @@ def test_a_claim_without_a_number_is_reproduced_by_its_direction():
     assert verdict({"a.json": book(record("ours", 1.0), record("gain", 0.0))}, paper=None) == "not reproduced"
 
 
+def test_a_difference_says_between_what():
+    evidence = (Evidence("a.json", None, "birds/free/x_minus_cam/hits"),)
+    (row,) = judge([claim(evidence=evidence)], {"a.json": book(record("birds/free/x_minus_cam/hits", 3.0))})
+    assert "free/x − cam: 3.00 [2.00, 4.00] %" in claims.markdown([row])
+
+
 def test_without_records_nothing_is_attempted():
     assert verdict({}) == "not attempted"
 
@@ -100,7 +106,7 @@ def test_the_strongest_evidence_decides_and_dissent_is_shown():
     assert (row.verdict, row.dissent) == ("direction only", "minibirds (quick): not reproduced")
     text = claims.markdown([row])
     assert "**direction only**<br>but minibirds (quick): not reproduced" in text
-    assert "difference 3.00 [2.00, 4.00] % (digits, quick, 3 seeds)<br>difference -3.00" in text
+    assert "difference: 3.00 [2.00, 4.00] % (digits, quick, 3 seeds)<br>difference: -3.00" in text
 
 
 @pytest.mark.parametrize(("error", "expected"), [(54.17, "cannot be right"), (44.17, "not attempted")])
