@@ -84,6 +84,12 @@ class Finding:
     direction: Record | None
     verdict: str
 
+    @property
+    def what(self) -> str:
+        """The methods whose difference decides, from the record's name: "free/least likely − cam"."""
+        name = self.direction.name if self.direction is not None else ""
+        return "/".join(name.split("/")[1:-1]).replace("_minus_", " − ").replace("_", " ") or "difference"
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -222,8 +228,7 @@ def _ours(row: Judged) -> str:
         value, direction = finding.value, finding.direction
         parts = [value.text] if value is not None else []
         if direction is not None and direction is not value:
-            what = "/".join(direction.name.split("/")[1:-1]) or "difference"  # the part that names methods
-            parts.append(f"{what.replace('_minus_', ' − ').replace('_', ' ')}: {direction.text}")
+            parts.append(f"{finding.what}: {direction.text}")
         runs = len((value or direction).seeds)  # type: ignore[union-attr]
         seeds = f", {runs} seeds" if runs > 1 else ""
         lines.append(f"{', '.join(parts)} ({finding.dataset}, {finding.profile}{seeds})")

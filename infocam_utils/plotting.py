@@ -95,7 +95,7 @@ def differences(judged: Sequence[Any]) -> Figure:
     for claim, findings in ((row.claim, row.findings) for row in judged):
         for f in findings:
             if f.direction is not None:
-                label = f"{claim.id}\n{f.dataset}, {f.profile}"
+                label = f"{claim.id} · {f.dataset} · {f.what}"
                 row = (label, None, f.direction.value, f.direction.low, f.direction.high)
                 units.setdefault(f.direction.unit, []).append(row)
     fig = _panels(units)
@@ -108,7 +108,8 @@ def _panels(units: Mapping[str, Sequence[Row]]) -> Figure:
     if not units:
         raise ValueError("no record to draw: run the notebooks that the claims name")
     heights = [len(rows) for rows in units.values()]
-    size = (8, 1 + 0.55 * sum(heights))
+    lines = max(row[0].count("\n") for rows in units.values() for row in rows) + 1
+    size = (9, 1 + (0.1 + 0.22 * lines) * sum(heights) + 0.5 * len(units))
     fig, axes = plt.subplots(len(units), 1, figsize=size, height_ratios=heights, squeeze=False)
     for ax, (unit, rows) in zip(axes[:, 0], units.items(), strict=True):
         interval_plot(rows, unit or "no unit", ax=ax)

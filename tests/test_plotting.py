@@ -84,12 +84,13 @@ def test_scorecard_has_a_panel_per_unit():
 
 
 def test_differences_stand_beside_a_line_at_zero():
-    found = SimpleNamespace(direction=Record("d", 3.0, 1.0, 5.0, "%"), dataset="d", profile="quick")
-    nothing = SimpleNamespace(direction=None)
+    record = Record("d/a_minus_b/hits", 3.0, 1.0, 5.0, "%")
+    found = Finding("d", "quick", None, record, "direction only")
+    nothing = Finding("d", "quick", None, None, "not attempted")
     (ax,) = plotting.differences(
         [SimpleNamespace(claim=SimpleNamespace(id="x"), findings=[found, nothing])]
     ).axes
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["x\nd, quick"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["x · d · a − b"]
     assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines)
 
 
