@@ -14,6 +14,7 @@ from PIL import Image
 mpl.use("Agg")
 
 from infocam_utils import plotting, reports
+from infocam_utils.claims import Finding
 from infocam_utils.records import Record
 
 
