@@ -42,10 +42,9 @@ def imbalance_table(books: Mapping[str, RecordBook]) -> str:
     for file, book in books.items():
         name = f"[{book.dataset}](results/{file})"
         shares = f"{book.parameters.get('few') or 10} : {book.parameters.get('many') or 30}"
-        head = f"{book.parameters.get('head_optimizer', '')}, {len(book.seeds)} seeds"
-        rows.append(_row(book, [name, shares, head], list(columns.values())))
+        rows.append(_row(book, [name, shares, str(len(book.seeds))], list(columns.values())))
     title = "**Imbalanced classes** (notebook 03): per-class accuracy in %, mean [95 % interval over seeds]"
-    return _table(title, ["data", "rare : common", "head", *columns], rows)
+    return _table(title, ["data", "rare : common", "seeds", *columns], rows)
 
 
 def localization_table(books: Mapping[str, RecordBook]) -> str:

@@ -26,7 +26,7 @@ def root(tmp_path):
 
 def test_tables_show_the_records_and_nothing_else(root):
     text = realdata.tables(root)
-    assert "| [birds](results/birds-3/03_pc_softmax_imbalanced_cub.json) | 3 : 30 | lbfgs, 2 seeds |" in text
+    assert "| [birds](results/birds-3/03_pc_softmax_imbalanced_cub.json) | 3 : 30 | 2 |" in text
     assert "71.0 [58.3, 83.7]" in text
     assert "82.0 [56.6, 107.4]" in text
     assert "| 16 | free, 1 | 55.5 [50.0, 60.0] | – |" in text
