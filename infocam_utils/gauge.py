@@ -67,7 +67,7 @@ def gauge_heads(features: Tensor, labels: Tensor, num_classes: int, seed: int) -
         decayed = fit_head(*seen, weight_decay=1.0, optimizer="adamw", epochs=20, lr=1e-3, seed=seed)
     else:
         decay = select_decay(features, labels, num_classes, seed=seed, split=(rows, unseen))
-        decayed = fit_head(*seen, weight_decay=decay, optimizer="lbfgs")
+        decayed = fit_head(*seen, weight_decay=decay, optimizer="lbfgs", tolerance=1e-4)
     epochs = max(20, math.ceil(STEPS / math.ceil(len(rows) / 256)))
     return {"decayed": decayed, "free": fit_head(*seen, optimizer="adamw", epochs=epochs, lr=1e-3, seed=seed)}
 

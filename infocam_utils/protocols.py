@@ -222,7 +222,7 @@ def select_decay(
     losses = []
     for decay in candidates:
         head = heads.fit_head(
-            features[rows], labels[rows], num_classes, weight_decay=decay, optimizer="lbfgs", tolerance=1e-4
+            features[rows], labels[rows], num_classes, weight_decay=decay, optimizer="lbfgs", tolerance=1e-3
         )
         with torch.no_grad():
             losses.append(float(nn.functional.cross_entropy(head(features[unseen]), labels[unseen])))
