@@ -38,6 +38,20 @@ def test_length_of_the_common_vector_is_what_was_asked(head):
     assert torch.equal(gauge.with_common_vector(head, 0.0).weight, head.weight)
 
 
+def test_zero_sum_changes_the_gauge_and_no_prediction(head):
+    moved, pooled = gauge.zero_sum(head), torch.rand(6, 8)
+    assert gauge.common_share(moved.weight) < 1e-6 < gauge.common_share(head.weight.detach())
+    assert torch.allclose(head(pooled).softmax(1), moved(pooled).softmax(1), atol=1e-6)
+
+
+def test_large_sets_get_a_zero_sum_head_too(monkeypatch):
+    monkeypatch.setattr(gauge, "LARGE", 100)
+    labels = torch.arange(200) % 4
+    features = torch.randn(200, 16) + 3 * nn.functional.one_hot(labels, 16)
+    heads = gauge.gauge_heads(features, labels, 4, seed=0)
+    assert gauge.common_share(heads["decayed"].weight) < 1e-6
+
+
 def test_the_two_heads_differ_in_gauge_as_said():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 4
