@@ -59,7 +59,8 @@ def gauge_heads(features: Tensor, labels: Tensor, num_classes: int, seed: int) -
     Both are trained on a random 80 % of the images of each class, drawn from the seed, so that intervals over
     seeds hold for the choice of images. "decayed": L-BFGS to convergence with the weight decay that predicts
     the other 20 % best. Beyond 20,000 images that takes too long; then "decayed" is an AdamW head put into
-    the gauge that decay leads to, by `zero_sum`. "free": AdamW without decay, from PyTorch's usual random start.
+    the gauge that decay leads to, by `zero_sum`. "free": AdamW without decay, from PyTorch's usual random
+    start.
     """
     rows, unseen = stratified_split(labels, 0.2, seed)
     seen = features[rows], labels[rows], num_classes
