@@ -43,7 +43,7 @@ def test_make_targets_exist(target):
 
 def commands() -> list[list[str]]:
     lines = [line.split("#")[0].strip() for block in fenced("") for line in block.splitlines()]
-    lines += re.findall(r"`(infocam [^`]+)`", README)
+    lines += re.findall(r"`(infocam [^`]+)`", README + (ROOT / "results" / "README.md").read_text())
     return [shlex.split(line)[1:] for line in dict.fromkeys(lines) if line.startswith("infocam")]
 
 
@@ -62,6 +62,14 @@ def test_commands_are_ones_that_the_program_knows(words):
         assert result.exit_code == 0, result.output
         for option in (w for w in arguments if w.startswith("--")):
             assert option in result.output
+
+
+def test_every_folder_of_results_has_its_command():
+    text = (ROOT / "results" / "README.md").read_text()
+    folders = {p.name for p in (ROOT / "results").iterdir() if p.is_dir()}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text, re.M)) >= folders
+    for folder in folders - {"quick", "paper"}:
+        assert f"--name {folder} " in text
 
 
 def test_every_profile_plans_all_notebooks():
