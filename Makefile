@@ -48,7 +48,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 unit: $(READY)
-	@$(BIN)/python -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2  # two workers of one thread: threads that wait for each other cost more
 
 notebooks: $(READY)
 	@rm -rf build/notebooks
