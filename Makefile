@@ -14,9 +14,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONHASHSEED := 0
-# see KEEP_MEMORY in infocam_utils/pipeline.py
+# see CPU_SETTINGS in infocam_utils/pipeline.py
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: reproduce test lint unit notebooks lab bench lock clean help
 help:

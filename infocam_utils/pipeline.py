@@ -30,9 +30,14 @@ from infocam_utils.plans import Plan
 from infocam_utils.records import atomic_write, data_root, fingerprint, provenance, read_book
 
 DERIVED = ("cache", "minibirds")  # what the code itself writes under the data root
-# glibc gives large buffers back to the kernel after every layer and asks for them again, which can double the
-# time of a network on a CPU; kept, they are reused. Other C libraries ignore these.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# glibc gives large buffers back to the kernel after every layer and asks for them again, which can double
+# the time of a network on a CPU; kept, they are reused. Other C libraries ignore these. Threads that spin while
+# they wait for each other waste a core that another program uses; passive ones sleep.
+CPU_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 PACKAGE = Path(__file__).resolve().parent
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -324,7 +329,7 @@ def run(
     """
     show = show or Display()
     output, root = output.resolve(), data_root(data_dir)
-    environment = KEEP_MEMORY | {
+    environment = CPU_SETTINGS | {
         "INFOCAM_DATA": str(root),
         "IPYTHONDIR": str(output / "logs" / ".ipython"),  # a user's start-up files must not change results
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
