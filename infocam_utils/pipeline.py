@@ -31,8 +31,8 @@ from infocam_utils.records import atomic_write, data_root, fingerprint, provenan
 
 DERIVED = ("cache", "minibirds")  # what the code itself writes under the data root
 # glibc gives large buffers back to the kernel after every layer and asks for them again, which can double
-# the time of a network on a CPU; kept, they are reused. Other C libraries ignore these. Threads that spin while
-# they wait for each other waste a core that another program uses; passive ones sleep.
+# the time of a network on a CPU; kept, they are reused. Other C libraries ignore these. Threads that spin
+# while they wait for each other waste a core that another program uses; passive ones sleep.
 CPU_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
