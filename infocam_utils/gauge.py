@@ -124,6 +124,8 @@ def variants(heads: Sequence[str], region: int, paddings: Sequence[Padding] = ("
     >>> [v.name for v in variants(["free"], region=3)][:4]
     ['free/cam', 'free/cam+same', 'free/others', 'free/others+same']
     """
+    if not heads:
+        raise ValueError("variants need at least one head by name, got none; gauge_heads makes two")
     made = []
     for head in heads:
         for name, against in AGAINST.items():

@@ -97,7 +97,10 @@ def imbalanced_task(
         test_rule = ImbalanceRule(max(1, common_test // 10), common_test, side)
     else:
         train_rule, test_rule = datasets.RULES["paper_cub_train"], datasets.RULES["paper_cub_test"]
-    train_rule = replace(train_rule, few=few or train_rule.few, many=many or train_rule.many)
+    if few is not None:  # a 0 must reach the rule, which refuses it
+        train_rule = replace(train_rule, few=few)
+    if many is not None:
+        train_rule = replace(train_rule, many=many)
     return ImbalancedTask(dataset, train, test, train_rule, test_rule)
 
 

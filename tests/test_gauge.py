@@ -91,3 +91,8 @@ def test_boxes_at_gives_each_map_its_own_threshold():
 def test_best_centre_needs_its_variants():
     with pytest.raises(ValueError, match="no variant 'centre_40'"):
         gauge.best_centre(example_evidence())
+
+
+def test_variants_without_a_head_are_refused():
+    with pytest.raises(ValueError, match="at least one head"):
+        gauge.variants([], region=3)

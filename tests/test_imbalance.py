@@ -121,3 +121,9 @@ def test_digits_are_always_there_and_imbalanced_ten_to_one():
     task = imbalance.imbalanced_task("digits", few=5, many=50)
     counts = torch.bincount(task.train.labels[task.train_rows(0)])
     assert counts.tolist() == [5, 50] * 5
+
+
+@pytest.mark.parametrize("options", [{"few": 0}, {"many": 0}, {"few": -1}])
+def test_a_class_without_images_is_refused_and_not_replaced_by_the_default(options):
+    with pytest.raises(ValueError, match="few and many must be positive"):
+        imbalance.imbalanced_task("digits", **options)
