@@ -15,20 +15,19 @@ _HOME = {
         "per_class_accuracy", "pointwise_mutual_information", "recalls", "shift_prior",
     ),
     "gaussians": ("GaussianMixture",),
-    "images": ("Geometry", "ImageSet", "prepare"),
-    "layouts": ("CUB", "TinyImageNet"),
-    "datasets": ("digits", "load_images"),
-    "splits": ("ImbalanceRule", "half_split", "imbalanced_subset", "stratified_split"),
-    "models": ("Classifier", "adapt", "classifier"),
+    "data.images": ("Geometry", "ImageSet", "prepare"),
+    "data.sets": ("CUB", "TinyImageNet", "digits", "load_images"),
+    "data.splits": ("ImbalanceRule", "half_split", "imbalanced_subset", "stratified_split"),
+    "classifiers.adapt": ("Classifier", "adapt"),
+    "classifiers.backbones": ("classifier",),
     "cam": ("InfoCAM", "class_activation_maps", "info_cam"),
     "localization": (
         "boxes_from_maps", "localization_accuracy", "max_box_acc", "max_box_acc_v2", "normalise_maps", "pxap",
         "select_threshold",
     ),
-    "training": ("fit",),
-    "inference": ("pooled_features", "predict"),
-    "heads": ("fit_head",),
-    "records": ("Record", "RecordBook"),
+    "classifiers.training": ("fit", "pooled_features", "predict"),
+    "classifiers.heads": ("fit_head",),
+    "reproduce.results": ("Record", "RecordBook"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -1,5 +1,5 @@
 """``python -m infocam_utils`` is the command ``infocam``."""
 
-from infocam_utils.cli import main
+from infocam_utils.reproduce.cli import main
 
 main()

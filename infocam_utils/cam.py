@@ -18,7 +18,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infocam_utils.models import adapt, evaluation_mode
+from infocam_utils.classifiers.adapt import adapt, evaluation_mode
+
+
+def feature_norm_maps(features: Tensor) -> Tensor:
+    """Euclidean norm of the features at each place, a map that knows no class: (B, C, H, W) → (B, H, W).
+
+    >>> feature_norm_maps(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1))
+    tensor([[[5.]]])
+    """
+    if features.ndim != 4:
+        raise ValueError(
+            f"features must be (B, C, H, W), got {tuple(features.shape)}; take them before pooling"
+        )
+    return features.norm(dim=1)
+
+
+def common_share(weight: Tensor) -> float:
+    """Norm of the mean row over the root mean square norm of the rows (K, C): how much of W is gauge.
+
+    0 where the rows sum to zero, 1 where all are the same.
+
+    >>> common_share(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), common_share(torch.ones(3, 2))
+    (0.0, 1.0)
+    """
+    return float(weight.mean(0).norm() / weight.square().sum(1).mean().sqrt())
+
+
+def zero_sum(head: nn.Linear) -> nn.Linear:
+    """The same classifier in the gauge where the rows sum to zero: their mean is taken from each of them.
+
+    >>> head = zero_sum(nn.Linear(3, 4))
+    >>> bool(head.weight.sum(0).abs().max() < 1e-6)
+    True
+    """
+    moved = nn.Linear(head.in_features, head.out_features).to(head.weight)
+    with torch.no_grad():
+        moved.weight.copy_(head.weight - head.weight.mean(0))
+        moved.bias.copy_(head.bias)
+    return moved.requires_grad_(False)
+
+
+def with_common_vector(head: nn.Linear, scale: float, seed: int = 0) -> nn.Linear:
+    """A head that predicts the same, with one random vector added to every row of its weights.
+
+    Its length is `scale` times the root mean square norm of the rows. All logits of an image move by the same
+    amount, so the softmax stays as it was.
+    """
+    weight = head.weight.detach()
+    vector = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight)
+    vector *= scale * weight.square().sum(1).mean().sqrt() / vector.norm()
+    moved = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+    with torch.no_grad():
+        moved.weight.copy_(weight + vector)
+        moved.bias.copy_(head.bias)
+    return moved.requires_grad_(False)
+
 
 Against = Literal["others", "least_likely", "runner_up"] | None
 Padding = Literal["same", "full"]

@@ -14,7 +14,7 @@ import torch
 from scipy.special import logsumexp, ndtr
 from torch import Tensor
 
-from infocam_utils.checks import check_choice
+from infocam_utils.information import check_choice
 
 Rule = Literal["map", "ml"]
 Average = Literal["micro", "macro"]

@@ -8,7 +8,8 @@ import torchvision
 from torch import Tensor, nn
 
 from infocam_utils.cam import InfoCAM, class_activation_maps, contrast_weights, info_cam, region_sum
-from infocam_utils.models import Classifier, classifier
+from infocam_utils.classifiers.adapt import Classifier
+from infocam_utils.classifiers.backbones import classifier
 
 VARIANTS = (None, "others", "least_likely", "runner_up")
 K, C = 7, 5

@@ -10,7 +10,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from infocam_utils import components
+from infocam_utils import localization as components
 from infocam_utils.localization import (
     boxes_from_maps,
     iou_with_truth,

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from infocam_utils import plans
-from infocam_utils.cli import cli
+from infocam_utils.reproduce import runner as plans
+from infocam_utils.reproduce.cli import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

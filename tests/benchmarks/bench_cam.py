@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from infocam_utils.cam import InfoCAM
-from infocam_utils.models import Classifier, classifier
+from infocam_utils.classifiers.adapt import Classifier
+from infocam_utils.classifiers.backbones import classifier
 
 
 def contestants(model: Classifier, images: Tensor) -> tuple[dict[str, Callable[[], object]], list[str]]:

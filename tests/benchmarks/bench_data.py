@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infocam_utils.images import Geometry, ImageSet, decode, decoded, prepare
+from infocam_utils.data.images import Geometry, ImageSet, decode, decoded, prepare
 
 BATCH = 64
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from infocam_utils.baselines import critic_terms
+from infocam_utils.estimators import critic_terms
+from infocam_utils.experiments.mixtures import MLPs, fit_mlps
 from infocam_utils.gaussians import GaussianMixture
 from infocam_utils.information import PCSoftmaxLoss, mutual_information
-from infocam_utils.mixture_training import MLPs, fit_mlps
 
 CHECK = 20
 METHODS = ("softmax", "pc", "mine shuffle", "mine exact", "nwj shuffle", "nwj exact", "infonce exact")

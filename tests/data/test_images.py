@@ -1,0 +1,293 @@
+"""Images: the cache is built once and whole or not at all; pixels and boxes move alike."""
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_sets import write_image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from infocam_utils.data import images
+from infocam_utils.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Geometry,
+    ImageSet,
+    decode,
+    decoded,
+    prepare,
+)
+
+
+def image_set(n: int = 4, **changes: object) -> ImageSet:
+    pixels = np.arange(n * 3 * 8 * 8, dtype=np.int64).astype(np.uint8).reshape(n, 3, 8, 8)
+    given = {
+        "images": pixels,
+        "labels": torch.arange(n) % 2,
+        "boxes": torch.rand(n, 4),
+        "num_classes": 2,
+        "class_names": ["a", "b"],
+        "ids": torch.arange(n) + 10,
+        "key": "k",
+    }
+    return ImageSet(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((4, 3, 8, 8), np.float32)}, "uint8"),
+        ({"images": np.zeros((4, 3, 8, 9), np.uint8)}, "uint8 .N, 3, S, S"),
+        ({"labels": torch.tensor([0, 1])}, "4 images need as many labels.*2 labels"),
+        ({"boxes": torch.zeros(3, 4)}, "3 boxes"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"labels must lie in 0..1, got 0..2"),
+        ({"class_names": ["a"]}, "num_classes is 2, but there are 1 class names"),
+    ],
+)
+def test_an_image_set_refuses_what_does_not_fit(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        image_set(**changes)
+
+
+def test_subset_keeps_order_and_changes_the_key() -> None:
+    whole = image_set()
+    part = whole.subset(torch.tensor([3, 0]))
+    assert part.ids.tolist() == [13, 10]
+    assert np.array_equal(part.images, whole.images[[3, 0]])
+    assert torch.equal(part.boxes, whole.boxes[[3, 0]])
+    assert len({whole.key, part.key, whole.subset([0, 3]).key}) == 3
+    assert torch.equal(whole.pixels([3, 0]), torch.from_numpy(whole.images[[3, 0]]))
+    assert len(whole.subset([])) == 0
+    with pytest.raises(ValueError, match=r"indices must lie in 0..3, got 0..4"):
+        whole.subset([0, 4])
+    with pytest.raises(ValueError, match="one-dimensional"):
+        whole.subset(torch.zeros(1, 1, dtype=torch.int64))
+
+
+def test_pixels_of_a_read_only_memory_map_can_be_written(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", image_set().images)
+    mapped = image_set(images=np.load(tmp_path / "x.npy", mmap_mode="r"))
+    mapped.pixels(slice(0, 2)).add_(1)
+    assert np.array_equal(mapped.images, image_set().images)
+
+
+@pytest.mark.parametrize(
+    ("stored", "resize", "crop"), [(64, 64, 64), (256, 256, 224), (100, 61, 50), (64, 224, 221), (50, 31, 24)]
+)
+def test_boxes_move_as_torchvision_moves_them(stored: int, resize: int, crop: int) -> None:
+    corners = torch.rand(200, 2, 2, dtype=torch.float64) * stored
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    theirs = v2.Compose(
+        [v2.Resize((resize, resize)), v2.CenterCrop(crop), v2.ClampBoundingBoxes(clamping_mode="hard")]
+    )(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(stored, stored)))
+    torch.testing.assert_close(
+        Geometry(resize, crop).boxes(boxes, stored), torch.as_tensor(theirs.data), atol=1e-4, rtol=0
+    )  # theirs is computed in float32
+
+
+def test_pixels_move_as_boxes_do() -> None:
+    box = torch.tensor([[10.0, 4.0, 30.0, 28.0]])
+    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    picture[:, :, 4:28, 10:30] = 255
+    geometry = Geometry(resize=64, crop=48)
+    bright = prepare(picture, geometry)[0, 0] > 0
+    rows, columns = torch.nonzero(bright.any(1)).flatten(), torch.nonzero(bright.any(0)).flatten()
+    found = [columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1]
+    assert found == geometry.boxes(box, 32)[0].tolist()
+
+
+def test_prepare_equals_the_torchvision_pipeline() -> None:
+    batch = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    theirs = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Resize((30, 30), antialias=True),
+            v2.CenterCrop(24),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )(batch)
+    torch.testing.assert_close(prepare(batch, Geometry(30, 24)), theirs, atol=1e-4, rtol=0)
+
+
+def _coordinates(count: int, side: int) -> torch.Tensor:
+    """Images whose first channel is the row and whose second is the column."""
+    grid = torch.arange(side, dtype=torch.uint8)
+    rows, columns = torch.meshgrid(grid, grid, indexing="ij")
+    picture = torch.stack([rows, columns, columns])
+    return picture.expand(count, 3, side, side)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_training_takes_a_random_crop_and_mirrors_half(flip: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    out = prepare(_coordinates(400, 12), Geometry(None, 8, flip), train=True, generator=generator)
+    out = (
+        out * (torch.tensor(IMAGENET_STD) * 255)[:, None, None]
+        + (torch.tensor(IMAGENET_MEAN) * 255)[:, None, None]
+    )
+    rows, columns = out[:, 0].round().long(), out[:, 1].round().long()
+    step = columns[:, 0, 1] - columns[:, 0, 0]
+    assert set(step.tolist()) == ({1, -1} if flip else {1})
+    if flip:
+        assert 0.4 < (step == -1).float().mean() < 0.6
+    top, left = rows[:, 0, 0], columns.amin(dim=(1, 2))
+    assert set(top.tolist()) == set(left.tolist()) == {0, 1, 2, 3, 4}
+    assert torch.equal(rows, (top[:, None] + torch.arange(8))[:, :, None].expand(-1, 8, 8))
+    ascending = torch.where(step[:, None] == 1, torch.arange(8), torch.arange(7, -1, -1))
+    assert torch.equal(columns, (left[:, None] + ascending)[:, None, :].expand(-1, 8, 8))
+
+
+def test_the_same_generator_gives_the_same_crops() -> None:
+    first, second, other = (
+        prepare(_coordinates(20, 12), Geometry(None, 8), train=True, generator=torch.manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_geometry_and_prepare_refuse_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"resize must be a positive .* got 0"):
+        Geometry(resize=0)
+    with pytest.raises(ValueError, match="crop 10 > resize 9"):
+        Geometry(9, 10)
+    with pytest.raises(ValueError, match="crop of 10 pixels does not fit into images of 8"):
+        prepare(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), Geometry(crop=10))
+    for wrong in (
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 3, 8, 4, dtype=torch.uint8),
+    ):
+        with pytest.raises(ValueError, match="images must be uint8"):
+            prepare(wrong, Geometry())
+    empty = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    assert prepare(empty, Geometry(16, 8), train=True).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.jpg" if mode in ("L", "CMYK") else "x.png")
+    Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode).save(path)
+    pixels, shape = decode(path)
+    assert pixels.shape == (3, 4, 6)
+    assert shape == (6, 4)
+    assert pixels.min() > 250
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "in" / f"{n}.jpg" for n in range(6)]
+    for number, path in enumerate(paths):
+        write_image(path, 30 + number, 20, number)
+    return paths
+
+
+def test_decoded_squashes_once_and_reads_back(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, shapes, key = decoded(files, 16, tmp_path / "cache")
+    assert pixels.shape == (6, 3, 16, 16)
+    assert shapes.tolist() == [[30 + n, 20] for n in range(6)]
+    with Image.open(files[2]) as one:
+        expected = np.asarray(one.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.array_equal(pixels[2], expected)
+    monkeypatch.setattr(images, "decode", None)  # a second call must not decode
+    again, _, same = decoded(files, 16, tmp_path / "cache")
+    assert same == key
+    assert np.array_equal(again, pixels)
+    with pytest.raises(ValueError, match="read-only"):
+        again[0] = 0
+
+
+def test_the_key_is_the_content_not_the_place(files: list[Path], tmp_path: Path) -> None:
+    key = decoded(files, 8, tmp_path / "cache")[2]
+    shutil.copytree(tmp_path / "in", tmp_path / "elsewhere" / "in")
+    moved = [tmp_path / "elsewhere" / "in" / path.name for path in files]
+    assert decoded(moved, 8, tmp_path / "cache")[2] == key
+    assert decoded(files, 9, tmp_path / "cache")[2] != key
+    assert decoded(files[::-1], 8, tmp_path / "cache")[2] != key
+    write_image(files[0], 33, 33, 99)
+    changed, _, other = decoded(files, 8, tmp_path / "cache")
+    assert other != key
+    assert np.array_equal(changed[0], decode(files[0], 8)[0])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not a jpeg", "missing"])
+def test_a_bad_file_is_named_and_leaves_nothing(files: list[Path], tmp_path: Path, damage: str) -> None:
+    bad = files[3]
+    if damage == "truncated":
+        bad.write_bytes(bad.read_bytes()[:700])
+    elif damage == "missing":
+        bad.unlink()
+    else:
+        bad.write_bytes(b"" if damage == "empty" else b"<html>404</html>")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"3\.jpg .*unpack"):
+        decoded(files, 16, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy")) + list((tmp_path / "cache").glob("*.part"))
+    write_image(bad, 30, 20, 3)
+    assert len(decoded(files, 16, tmp_path / "cache")[0]) == 6
+
+
+def test_an_interrupt_leaves_nothing_behind(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, size: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decoded(files, 16, tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] in ([], [".lock"])
+
+
+@pytest.mark.parametrize("damage", ["images cut", "images empty", "shapes gone"])
+def test_a_damaged_cache_is_built_anew(files: list[Path], tmp_path: Path, damage: str) -> None:
+    before = np.array(decoded(files, 16, tmp_path / "cache")[0])
+    shapes = next((tmp_path / "cache").glob("*-shapes.npy"))
+    stored = shapes.with_name(shapes.name.replace("-shapes", ""))
+    if damage == "shapes gone":
+        shapes.unlink()
+    else:
+        os.truncate(stored, 0 if damage == "images empty" else stored.stat().st_size // 2)
+    assert np.array_equal(decoded(files, 16, tmp_path / "cache")[0], before)
+
+
+def test_two_processes_build_one_cache(files: list[Path], tmp_path: Path) -> None:
+    log = tmp_path / "builds"
+    build = images._build
+
+    def slow(*arguments: object) -> None:
+        with open(log, "a") as stream:
+            stream.write("x")
+        time.sleep(0.5)
+        build(*arguments)
+
+    def work(queue: multiprocessing.Queue) -> None:
+        images._build = slow  # in the child only
+        pixels, _, key = decoded(files, 16, tmp_path / "cache")
+        queue.put((key, hashlib.sha256(pixels.tobytes()).hexdigest()))
+
+    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
+    queue = fork.Queue()
+    runs = [fork.Process(target=work, args=(queue,)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    said = [queue.get(timeout=60) for _ in runs]
+    for run in runs:
+        run.join()
+    assert said[0] == said[1]
+    assert log.read_text() == "x"
+
+
+def test_a_size_below_one_is_refused(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"size must be a positive .* got 0"):
+        decoded(files, 0, tmp_path)

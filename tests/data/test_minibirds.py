@@ -1,0 +1,326 @@
+"""Drawn birds: exact quantities against plain loops, pictures against what they claim to show."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infocam_utils.data import minibirds
+from infocam_utils.data.drawing import PARTS
+from infocam_utils.data.minibirds import PROTOTYPES, Birds
+
+SKEWED = [0.3, 0.25, 0.2, 0.15, 0.1]
+
+
+@pytest.fixture(scope="module")
+def birds() -> Birds:
+    return minibirds.draw(300, seed=5)
+
+
+def enumerated(prior: list[float], epsilon: float) -> tuple[float, dict[tuple[str, str], float]]:
+    """MI and the four Bayes accuracies by plain loops over the 576 combinations."""
+    classes = range(len(prior))
+    information = 0.0
+    mass = {"map": [0.0] * len(prior), "ml": [0.0] * len(prior)}
+    for combination in itertools.product(range(6), range(6), range(4), range(4)):
+        likelihood = [
+            math.prod(
+                (1 - epsilon) * (value == PROTOTYPES[y][part]) + epsilon / (6, 6, 4, 4)[part]
+                for part, value in enumerate(combination)
+            )
+            for y in classes
+        ]
+        evidence = sum(p * q for p, q in zip(prior, likelihood, strict=True))
+        information += sum(p * q * math.log(q / evidence) for p, q in zip(prior, likelihood, strict=True))
+        for rule, weights in (("map", prior), ("ml", [1.0] * len(prior))):
+            scores = [w * q for w, q in zip(weights, likelihood, strict=True)]
+            winners = [y for y in classes if math.isclose(scores[y], max(scores), rel_tol=1e-9)]
+            for y in winners:
+                mass[rule][y] += likelihood[y] / len(winners)
+    accuracies = {}
+    for rule, recalls in mass.items():
+        accuracies[rule, "micro"] = sum(p * r for p, r in zip(prior, recalls, strict=True))
+        accuracies[rule, "macro"] = sum(recalls) / len(recalls)
+    return information, accuracies
+
+
+def test_prototypes_differ_in_two_parts_and_names_are_unique() -> None:
+    distance = (PROTOTYPES[:, None] != PROTOTYPES[None]).sum(-1)
+    assert distance[~np.eye(20, dtype=bool)].min() == 2
+    assert (distance == 2).sum() // 2 == 33
+    assert PROTOTYPES.min() == 0
+    assert (PROTOTYPES.max(0) < (6, 6, 4, 4)).all()
+    assert len(set(minibirds.class_names())) == 20
+
+
+@pytest.mark.parametrize(("prior", "epsilon"), [([0.05] * 20, 0.2), (SKEWED, 0.35), ([0.9, 0.1], 0.01)])
+def test_exact_quantities_agree_with_plain_enumeration(prior: list[float], epsilon: float) -> None:
+    information, accuracies = enumerated(prior, epsilon)
+    options = {"num_classes": len(prior), "epsilon": epsilon}
+    assert minibirds.mutual_information(prior, **options) == pytest.approx(information, abs=1e-12)
+    for (rule, average), value in accuracies.items():
+        got = minibirds.bayes_accuracy(prior, rule=rule, average=average, **options)
+        assert got == pytest.approx(value, abs=1e-12)
+
+
+def test_reference_values() -> None:
+    assert minibirds.mutual_information() == pytest.approx(2.5245, abs=1e-4)
+    assert minibirds.bayes_accuracy() == pytest.approx(0.8374, abs=1e-4)
+
+
+def test_limits_of_noise() -> None:
+    assert minibirds.mutual_information(epsilon=1.0) == pytest.approx(0, abs=1e-12)
+    assert minibirds.bayes_accuracy(epsilon=1.0) == pytest.approx(1 / 20, abs=1e-12)
+    assert minibirds.mutual_information(SKEWED, num_classes=5, epsilon=1e-9) == pytest.approx(
+        -sum(p * math.log(p) for p in SKEWED), abs=1e-6
+    )
+
+
+def test_map_rule_wins_on_average_and_ml_rule_per_class() -> None:
+    prior = [0.09] * 10 + [0.01] * 10
+    accuracy = {
+        (rule, average): minibirds.bayes_accuracy(prior, rule=rule, average=average)
+        for rule in ("map", "ml")
+        for average in ("micro", "macro")
+    }
+    assert accuracy["map", "micro"] > accuracy["ml", "micro"] + 0.001
+    assert accuracy["ml", "macro"] > accuracy["map", "macro"] + 0.001
+
+
+def test_pmi_is_normalised_under_the_prior() -> None:
+    attributes = torch.tensor(list(itertools.product(range(6), range(6), range(4), range(4))))
+    pmi = minibirds.pointwise_mutual_information(attributes, SKEWED, num_classes=5)
+    total = (pmi.exp() * torch.tensor(SKEWED, dtype=torch.float64)).sum(1)  # Σ_y p(y|a) = 1
+    torch.testing.assert_close(total, torch.ones(576, dtype=torch.float64))
+
+
+def test_mean_pmi_of_drawn_attributes_is_the_mutual_information() -> None:
+    birds = minibirds.draw(800, seed=3, num_classes=5, epsilon=0.4, prior=SKEWED, size=32)
+    pmi = minibirds.pointwise_mutual_information(birds.attributes, SKEWED, num_classes=5, epsilon=0.4)
+    own = pmi[torch.arange(800), birds.labels]
+    truth = minibirds.mutual_information(SKEWED, num_classes=5, epsilon=0.4)
+    assert abs(float(own.mean()) - truth) < 4 * float(own.std()) / 800**0.5
+    shares = torch.bincount(birds.labels, minlength=5) / 800
+    assert (shares - torch.tensor(SKEWED)).abs().max() < 4 * (0.21 / 800) ** 0.5
+
+
+def test_image_does_not_depend_on_how_many_are_drawn(birds: Birds) -> None:
+    few = minibirds.draw(7, seed=5)
+    for name in ("images", "masks", "labels", "attributes", "boxes", "part_boxes"):
+        np.testing.assert_array_equal(np.asarray(getattr(few, name)), np.asarray(getattr(birds, name))[:7])
+    again = minibirds.draw(birds.labels[:7], seed=5)
+    np.testing.assert_array_equal(again.images, few.images)
+    assert (minibirds.draw(7, seed=6).images != few.images).any()
+
+
+def test_labels_run_through_the_classes(birds: Birds) -> None:
+    assert birds.labels.tolist() == [i % 20 for i in range(300)]
+    assert minibirds.draw(6, seed=0, num_classes=4).labels.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_boxes_are_tight_around_masks_and_contain_every_part(birds: Birds) -> None:
+    for mask, (x0, y0, x1, y1) in zip(birds.masks, birds.boxes.int().tolist(), strict=True):
+        assert mask[y0:y1, x0:x1].sum() == mask.sum()
+        assert mask[y0:y1, [x0, x1 - 1]].any(0).all()
+        assert mask[[y0, y1 - 1], x0:x1].any(1).all()
+    box, parts = birds.boxes[:, None], birds.part_boxes
+    assert (parts[..., :2] >= box[..., :2]).all()
+    assert (parts[..., 2:] <= box[..., 2:]).all()
+    sides = parts[..., 2:] - parts[..., :2]
+    assert sides.min() >= 4  # every informative part is there and large enough to be seen
+    assert birds.boxes.min() > 0
+    assert birds.boxes.max() < 64
+
+
+def test_birds_are_small_enough_to_be_worth_localising(birds: Birds) -> None:
+    width, height = (birds.boxes[:, 2:] - birds.boxes[:, :2]).T
+    assert 0.18 < float((width * height).mean()) / 64**2 < 0.27
+    # Hits at IoU 0.5 of the best centred square; "always the whole picture" never hits.
+    best = 0.0
+    for side in range(26, 46, 2):
+        low, high = 32 - side / 2, 32 + side / 2
+        common = (birds.boxes[:, 2:].clamp(max=high) - birds.boxes[:, :2].clamp(min=low)).clamp(min=0).prod(1)
+        best = max(best, float((common / (width * height + side**2 - common) >= 0.5).float().mean()))
+    assert 0.25 < best < 0.42
+    assert float((width * height / 64**2 >= 0.5).float().mean()) == 0
+
+
+def test_colours_of_the_parts_can_be_read_off_the_picture(birds: Birds) -> None:
+    """Nearest palette colour to the pixel in the part box that is nearest to any: no training, no mask."""
+    for part, palette in enumerate(PARTS.values()):
+        colours = np.array(list(palette.values()), np.float32)
+        right = 0
+        for image, boxes, attributes in zip(birds.images, birds.part_boxes, birds.attributes, strict=True):
+            x0, y0, x1, y1 = boxes[part].int().tolist()
+            middle = image[
+                :, (y0 + y1) // 2 - 1 : (y0 + y1) // 2 + 1, (x0 + x1) // 2 - 1 : (x0 + x1) // 2 + 1
+            ]
+            distance = ((middle.reshape(3, -1).T[:, None] - colours) ** 2).sum(-1)  # (4 pixels, values)
+            right += int(distance.min(0).argmin() == attributes[part])
+        assert right / len(birds) > 0.9, (part, right)
+
+
+def test_other_sizes_show_the_same_bird() -> None:
+    small, large = minibirds.draw(5, seed=1), minibirds.draw(5, seed=1, size=128)
+    assert large.images.shape == (5, 3, 128, 128)
+    assert (small.boxes * 2 - large.boxes).abs().max() <= 6
+    torch.testing.assert_close(small.attributes, large.attributes)
+
+
+def test_cache_is_drawn_once_and_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = minibirds.cached_birds(6, seed=2, data_dir=tmp_path)
+    monkeypatch.setattr(minibirds, "render", None)  # drawing again would fail
+    second = minibirds.cached_birds(6, seed=2, data_dir=tmp_path)
+    assert isinstance(second.images, np.memmap)
+    assert not second.images.flags.writeable
+    monkeypatch.undo()
+    fresh = minibirds.draw(6, seed=2)
+    for name in ("images", "masks", "labels", "attributes", "boxes", "part_boxes"):
+        for cached in (first, second):
+            np.testing.assert_array_equal(np.asarray(getattr(cached, name)), np.asarray(getattr(fresh, name)))
+
+
+def _flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "images.npy").read_bytes())
+    content[-5] ^= 1
+    (folder / "images.npy").write_bytes(content)
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    _flip_a_byte,
+    lambda folder: (folder / "masks.npy").unlink(),
+    lambda folder: (folder / "boxes.npy").write_bytes(b""),
+    lambda folder: (folder / "checksums.json").write_text("{"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_cache_is_drawn_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    minibirds.cached_birds(3, seed=2, data_dir=tmp_path)
+    (folder,) = (path for path in (tmp_path / "minibirds").iterdir() if path.is_dir())
+    damage(folder)
+    (tmp_path / "minibirds" / f".{folder.name}.draft").mkdir()  # as a killed process leaves it
+    np.testing.assert_array_equal(
+        minibirds.cached_birds(3, seed=2, data_dir=tmp_path).images, minibirds.draw(3, seed=2).images
+    )
+    assert len(list((tmp_path / "minibirds").iterdir())) == 2  # the folder and its lock
+
+
+def test_two_processes_draw_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, zlib; from infocam_utils import minibirds; calls = []; render = minibirds.render\n"
+        "minibirds.render = lambda *a: calls.append(1) or render(*a)\n"
+        "birds = minibirds.cached_birds(150, 9, sys.argv[1])\n"
+        "print(len(calls), zlib.crc32(birds.images), int(birds.labels.sum()))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0].split() for process in running]
+    assert sorted(int(calls) for calls, _, _ in outputs) == [0, 150]
+    assert outputs[0][1:] == outputs[1][1:]
+    assert int(outputs[0][1]) == zlib.crc32(minibirds.draw(150, 9).images)
+
+
+def test_cub_layout_has_the_official_tables(tmp_path: Path) -> None:
+    folder = minibirds.write_cub_layout(tmp_path / "birds", 3, 2, seed=4, num_classes=3)
+    table = {
+        name: [line.split(" ", 1) for line in (folder / f"{name}.txt").read_text().splitlines()]
+        for name in ("images", "image_class_labels", "classes", "train_test_split", "bounding_boxes")
+    }
+    ids = [str(i) for i in range(1, 16)]
+    for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes"):
+        assert [row[0] for row in table[name]] == ids
+    assert [row[1] for row in table["train_test_split"]] == list("11100" * 3)
+    assert [row[1] for row in table["image_class_labels"]] == list("111112222233333")
+    names = dict(table["classes"])
+    birds = minibirds.draw([0] * 5 + [1] * 5 + [2] * 5, seed=4, num_classes=3)
+    for i, (_, path) in enumerate(table["images"]):
+        assert path.split("/")[0] == names[table["image_class_labels"][i][1]]
+        with Image.open(folder / "images" / path) as picture:
+            difference = np.asarray(picture, np.float32).transpose(2, 0, 1) - birds.images[i]
+        assert np.abs(difference).mean() < 4  # a picture of good quality, of this bird
+        x, y, width, height = map(float, table["bounding_boxes"][i][1].split())
+        assert [x, y, x + width, y + height] == birds.boxes[i].tolist()
+    assert (folder / "parts/parts.txt").read_text().splitlines() == [
+        "1 crown",
+        "2 breast",
+        "3 wing bar",
+        "4 tail",
+    ]
+    places = np.loadtxt(folder / "parts/part_locs.txt")
+    assert places.shape == (60, 5)
+    parts = birds.part_boxes.reshape(60, 4).numpy()
+    np.testing.assert_array_equal(places[:, 0], np.repeat(np.arange(1, 16), 4))
+    np.testing.assert_array_equal(places[:, 1], np.tile([1, 2, 3, 4], 15))
+    np.testing.assert_allclose(places[:, 2:4], (parts[:, :2] + parts[:, 2:]) / 2)
+    assert (places[:, 4] == 1).all()
+
+
+def test_cub_layout_is_deterministic_and_refuses_another_folder(tmp_path: Path) -> None:
+    first, second = (
+        minibirds.write_cub_layout(tmp_path / name, 1, 1, seed=4, num_classes=2) for name in "ab"
+    )
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len(files) == 4 + 8
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
+    stamp = (first / "images.txt").stat().st_mtime_ns
+    assert minibirds.write_cub_layout(first, 1, 1, seed=4, num_classes=2) == first
+    assert (first / "images.txt").stat().st_mtime_ns == stamp
+    with pytest.raises(FileExistsError, match="remove it or name another"):
+        minibirds.write_cub_layout(first, 1, 1, seed=5, num_classes=2)
+
+
+def test_failed_writing_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "save", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        minibirds.write_cub_layout(tmp_path / "birds", 1, 1, seed=4, num_classes=2)
+    assert not (tmp_path / "birds").exists()
+
+
+def test_progress_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFOCAM_PROGRESS", str(tmp_path / "progress"))
+    minibirds.draw(2, seed=0)
+    assert json.loads((tmp_path / "progress").read_text())["total"] == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: minibirds.draw(0, 0), "positive number of birds"),
+        (lambda: minibirds.draw(-3, 0), "n was -3"),
+        (lambda: minibirds.draw([], 0), "positive number of birds"),
+        (lambda: minibirds.draw([0.5], 0), "integer labels"),
+        (lambda: minibirds.draw([0, 20], 0), r"in \[0, 19\], were 0 to 20"),
+        (lambda: minibirds.draw([-1], 0), "were -1 to -1"),
+        (lambda: minibirds.draw(2, -1), "seed must be at least 0"),
+        (lambda: minibirds.draw(2, 0, size=16), "size at least 32 pixels, were 0 and 16"),
+        (lambda: minibirds.draw(2, 0, num_classes=21), "must be 2 to 20 for drawn birds, was 21"),
+        (lambda: minibirds.draw(2, 0, epsilon=0.0), r"epsilon must be in \(0, 1\], was 0.0"),
+        (lambda: minibirds.draw(2, 0, prior=[0.5, 0.5]), "prior has 2 entries, num_classes is 20"),
+        (lambda: minibirds.mutual_information([1.0, 0.0], num_classes=2), "above 0"),
+        (lambda: minibirds.mutual_information(epsilon=1.5), "was 1.5"),
+        (lambda: minibirds.bayes_accuracy(rule="mode"), "got 'mode'"),  # type: ignore[arg-type]
+        (lambda: minibirds.pointwise_mutual_information(torch.zeros(3, 4)), "integers, were"),
+        (lambda: minibirds.pointwise_mutual_information(torch.zeros(3, 5, dtype=torch.int64)), r"\(3, 5\)"),
+        (
+            lambda: minibirds.pointwise_mutual_information(torch.tensor([[0, 0, 0, 0], [0, 0, 4, 0]])),
+            r"attribute 2 \(wing_bar\) of bird 1 is 4; it must be in \[0, 3\]",
+        ),
+        (lambda: minibirds.write_cub_layout("x", 0, 0, 0), "not both 0"),
+        (lambda: minibirds.write_cub_layout("x", 1, 1, 0, num_classes=1), "was 1"),
+    ],
+)
+def test_bad_input_is_refused_with_the_remedy(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
