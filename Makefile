@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONHASHSEED := 0
-# see CPU_SETTINGS in infocam_utils/pipeline.py
+# see CPU_SETTINGS in infocam_utils/reproduce/runner.py
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export OMP_WAIT_POLICY := PASSIVE
@@ -47,6 +47,7 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -n +2
 
 unit: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2  # two workers of one thread: threads that wait for each other cost more
@@ -55,7 +56,7 @@ notebooks: $(READY)
 	@rm -rf build/notebooks
 	@INFOCAM_OUTPUT=$(CURDIR)/build/notebooks $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini addopts= \
 	  --nbval --nbval-current-env --nbval-cell-timeout 1200 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
-	@$(BIN)/infocam compare results/quick build/notebooks/records
+	@$(BIN)/infocam compare results/quick build/notebooks/results
 	@$(BIN)/infocam claims --check
 
 test: lint unit notebooks

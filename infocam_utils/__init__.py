@@ -10,26 +10,21 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "information": (
-        "Estimate", "PCSoftmaxLoss", "class_prior", "entropy", "log_pc_softmax", "mutual_information",
-        "per_class_accuracy", "pointwise_mutual_information", "recalls", "shift_prior",
-    ),
-    "gaussians": ("GaussianMixture",),
-    "data.images": ("Geometry", "ImageSet", "prepare"),
-    "data.sets": ("CUB", "TinyImageNet", "digits", "load_images"),
-    "data.splits": ("ImbalanceRule", "half_split", "imbalanced_subset", "stratified_split"),
-    "classifiers.adapt": ("Classifier", "adapt"),
-    "classifiers.backbones": ("classifier",),
-    "cam": ("InfoCAM", "class_activation_maps", "info_cam"),
-    "localization": (
-        "boxes_from_maps", "localization_accuracy", "max_box_acc", "max_box_acc_v2", "normalise_maps", "pxap",
-        "select_threshold",
-    ),
-    "classifiers.training": ("fit", "pooled_features", "predict"),
-    "classifiers.heads": ("fit_head",),
-    "reproduce.results": ("Record", "RecordBook"),
-}  # fmt: skip
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+    "information": "Estimate PCSoftmaxLoss class_prior entropy log_pc_softmax mutual_information "
+    "per_class_accuracy pointwise_mutual_information recalls shift_prior",
+    "gaussians": "GaussianMixture",
+    "cam": "InfoCAM class_activation_maps feature_norm_maps info_cam",
+    "localization": "boxes_from_maps localization_accuracy max_box_acc max_box_acc_v2 normalise_maps pxap "
+    "select_threshold",
+    "data.images": "Geometry ImageSet prepare",
+    "data.sets": "load_images",
+    "data.splits": "ImbalanceRule half_split imbalanced_subset stratified_split",
+    "classifiers.adapt": "Classifier adapt",
+    "classifiers.backbones": "classifier",
+    "classifiers.training": "fit pooled_features predict",
+    "classifiers.heads": "fit_head",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE)
 
 

@@ -3,14 +3,17 @@
 With features `F`, class weights `W` and global average pooling, the difference of two logits is that of two
 pointwise mutual informations, `PMI(x, y) − PMI(x, y') = f_y − f_y'`, and, up to a difference of biases, the
 spatial mean of `(W_y − W_y') · F`. That map is infoCAM; summed over a region around every cell, infoCAM+.
-Unlike CAM, `W_y · F`, it does not change when one vector is added to every row of `W`, and no more does the
-softmax.
+
+One vector added to every row of `W` moves all logits of an image alike: the softmax does not change, nor does
+infoCAM, but CAM, `W_y · F`, does. That common vector is the gauge. Training decides how large it is, the task
+does not: under weight decay the rows sum to zero. `zero_sum` takes it away and `with_common_vector` adds one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,74 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infocam_utils.classifiers.adapt import adapt, evaluation_mode
-
-
-def feature_norm_maps(features: Tensor) -> Tensor:
-    """Euclidean norm of the features at each place, a map that knows no class: (B, C, H, W) → (B, H, W).
-
-    >>> feature_norm_maps(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1))
-    tensor([[[5.]]])
-    """
-    if features.ndim != 4:
-        raise ValueError(
-            f"features must be (B, C, H, W), got {tuple(features.shape)}; take them before pooling"
-        )
-    return features.norm(dim=1)
-
-
-def common_share(weight: Tensor) -> float:
-    """Norm of the mean row over the root mean square norm of the rows (K, C): how much of W is gauge.
-
-    0 where the rows sum to zero, 1 where all are the same.
-
-    >>> common_share(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), common_share(torch.ones(3, 2))
-    (0.0, 1.0)
-    """
-    return float(weight.mean(0).norm() / weight.square().sum(1).mean().sqrt())
-
-
-def zero_sum(head: nn.Linear) -> nn.Linear:
-    """The same classifier in the gauge where the rows sum to zero: their mean is taken from each of them.
-
-    >>> head = zero_sum(nn.Linear(3, 4))
-    >>> bool(head.weight.sum(0).abs().max() < 1e-6)
-    True
-    """
-    moved = nn.Linear(head.in_features, head.out_features).to(head.weight)
-    with torch.no_grad():
-        moved.weight.copy_(head.weight - head.weight.mean(0))
-        moved.bias.copy_(head.bias)
-    return moved.requires_grad_(False)
-
-
-def with_common_vector(head: nn.Linear, scale: float, seed: int = 0) -> nn.Linear:
-    """A head that predicts the same, with one random vector added to every row of its weights.
-
-    Its length is `scale` times the root mean square norm of the rows. All logits of an image move by the same
-    amount, so the softmax stays as it was.
-    """
-    weight = head.weight.detach()
-    vector = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight)
-    vector *= scale * weight.square().sum(1).mean().sqrt() / vector.norm()
-    moved = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
-    with torch.no_grad():
-        moved.weight.copy_(weight + vector)
-        moved.bias.copy_(head.bias)
-    return moved.requires_grad_(False)
-
+from infocam_utils.classifiers.adapt import adapt, disagreement, evaluation_mode
 
 Against = Literal["others", "least_likely", "runner_up"] | None
 Padding = Literal["same", "full"]
-
-
-def _check(features: Tensor, weight: Tensor) -> None:
-    if features.ndim != 4 or features.numel() == 0:
-        raise ValueError(f"features must be (B, C, h, w) and not empty, were {tuple(features.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
-        raise ValueError(
-            f"weight must be (K, {features.shape[1]}) for these features, was {tuple(weight.shape)}"
-        )
 
 
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
@@ -150,12 +89,8 @@ def contrast_weights(
     [6.0, 4.0, 3.0, 5.0]
     """
     classes = len(weight)
-    if (
-        labels.ndim != 1
-        or labels.dtype.is_floating_point
-        or labels.dtype.is_complex
-        or labels.dtype == torch.bool
-    ):
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.ndim != 1 or not integers:
         raise ValueError(f"labels must be (B,) integers, were {tuple(labels.shape)} of {labels.dtype}")
     labels = labels.to(weight.device, torch.int64)
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -184,10 +119,8 @@ def contrast_weights(
     if logits is None:
         raise ValueError(f"against={against!r} depends on the image; pass logits=model(images)")
     sign = 1 if against == "runner_up" else -1
-    rivals = (
-        (sign * logits.to(weight.device)).scatter(1, labels[:, None], -torch.inf).argmax(1)
-    )  # never y itself
-    return own - weight[rivals]
+    others = (sign * logits.to(weight.device)).scatter(1, labels[:, None], -torch.inf)  # never y itself
+    return own - weight[others.argmax(1)]
 
 
 def region_sum(maps: Tensor, region: int, padding: Padding = "same") -> Tensor:
@@ -259,6 +192,54 @@ def info_cam(
     return region_sum(maps, region, padding)
 
 
+def feature_norm_maps(features: Tensor) -> Tensor:
+    """Euclidean norm of the features at each cell, a map that knows no class: (B, C, h, w) → (B, h, w).
+
+    >>> feature_norm_maps(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1))
+    tensor([[[5.]]])
+    """
+    if features.ndim != 4:
+        raise ValueError(
+            f"features must be (B, C, h, w), were {tuple(features.shape)}; take them before pooling"
+        )
+    return features.norm(dim=1)
+
+
+def common_share(weight: Tensor) -> float:
+    """Norm of the mean row over the root mean square norm of the rows (K, C): how much of W is gauge.
+
+    0 where the rows sum to zero, 1 where all are the same.
+
+    >>> common_share(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), common_share(torch.ones(3, 2))
+    (0.0, 1.0)
+    """
+    return float(weight.mean(0).norm() / _row_norm(weight))
+
+
+def zero_sum(head: nn.Linear) -> nn.Linear:
+    """The same classifier in the gauge where the rows sum to zero: their mean is taken from each of them.
+
+    >>> head = zero_sum(nn.Linear(3, 4))
+    >>> bool(head.weight.sum(0).abs().max() < 1e-6)
+    True
+    """
+    return _moved(head, -head.weight.detach().mean(0))
+
+
+def with_common_vector(head: nn.Linear, scale: float, seed: int = 0) -> nn.Linear:
+    """The same classifier with one random vector added to every row of its weights.
+
+    Its length is `scale` times the root mean square norm of the rows.
+
+    >>> head = with_common_vector(zero_sum(nn.Linear(3, 4)), scale=2.0)
+    >>> round(common_share(head.weight), 4)  # 2 / √(1 + 2²)
+    0.8944
+    """
+    weight = head.weight.detach()
+    vector = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight)
+    return _moved(head, vector * (scale * _row_norm(weight) / vector.norm()))
+
+
 @dataclass(frozen=True)
 class CamOutput:
     """What `InfoCAM` returns for a batch: maps (B, h, w), logits (B, K), the labels (B,) the maps are for."""
@@ -272,7 +253,8 @@ class InfoCAM:
     """infoCAM of any classifier that ends in global average pooling and one linear layer.
 
     In the `with` block the model is in evaluation mode; afterwards every submodule has its own mode back,
-    also after an exception. No hooks, no gradients, one pass per batch in the model's device and dtype.
+    also after an exception. No hooks, no gradients, one pass per batch in the model's device and dtype. For
+    the first batch of every image size the model itself sees the first image too: the logits must be its own.
 
     Parameters
     ----------
@@ -281,15 +263,18 @@ class InfoCAM:
 
     Raises
     ------
-    ValueError : the model has another form, an unknown option, images or labels that do not fit
+    ValueError : the model has another form, an unknown option, images or labels that do not fit, images of a
+        size at which the model is no mean of maps
+    RuntimeError : used outside its block, or layers of the model were replaced since
 
     Examples
     --------
-    >>> from infocam_utils.models import classifier
-    >>> with InfoCAM(classifier("small_resnet", num_classes=20), against="least_likely") as cam:
-    ...     output = cam(torch.randn(4, 3, 64, 64))
+    >>> from infocam_utils import Classifier
+    >>> model = Classifier(nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 20))
+    >>> with InfoCAM(model, against="least_likely") as cam:
+    ...     output = cam(torch.randn(4, 3, 65, 65))
     >>> output.maps.shape, output.logits.shape, output.labels.shape
-    (torch.Size([4, 8, 8]), torch.Size([4, 20]), torch.Size([4]))
+    (torch.Size([4, 32, 32]), torch.Size([4, 20]), torch.Size([4]))
     """
 
     def __init__(
@@ -300,33 +285,82 @@ class InfoCAM:
         contrast_weights(torch.zeros(2, 1), torch.tensor([0]), against, torch.zeros(1, 2))
         self.model, self.classifier = model, adapt(model)
         self.against, self.region, self.padding = against, region, padding
-        self._open: ExitStack | None = None
+        self._layers = list(model.modules())  # as adapted
+        self._sizes: set[tuple[int, ...]] = set()  # of images on which the logits were the model's own
+        self._open: list[ExitStack] = []  # one for each block, as blocks may be nested
 
     def __enter__(self) -> InfoCAM:
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(self.model, self.classifier))
-            self._open = stack.pop_all()
+        block = ExitStack()
+        block.enter_context(evaluation_mode(self.model, self.classifier))
+        self._open.append(block)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self._open.pop().close()
 
     def __call__(self, images: Tensor, labels: Tensor | Sequence[int] | None = None) -> CamOutput:
         """Maps of images (B, 3, H, W) for the given labels (B,), or for the predicted ones."""
-        if self._open is None:
+        if not self._open:
             raise RuntimeError("use it inside its block: with InfoCAM(model) as cam: output = cam(images)")
         if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
             found = f"{tuple(images.shape)} of {images.dtype}"
             raise ValueError(
                 f"images must be (B, 3, H, W), floating and not empty, were {found}; normalise them first"
             )
+        adapted = self.model is not self.classifier
+        if adapted and list(self.model.modules()) != self._layers:
+            raise RuntimeError(
+                f"layers of {self.classifier.name} were replaced since InfoCAM(model); make a new InfoCAM"
+            )
         head = self.classifier.linear
         with torch.inference_mode():
-            features = self.classifier.forward_features(images.to(head.weight.device, head.weight.dtype))
+            images = images.to(head.weight.device, head.weight.dtype)
+            features = self.classifier.forward_features(images)
             logits = head(self.classifier.pool(features))  # (B, K)
             chosen = logits.argmax(1) if labels is None else torch.as_tensor(labels, device=logits.device)
             maps = info_cam(features, head.weight, chosen, self.against, logits, self.region, self.padding)
+            if adapted:
+                self._check_size(images, logits)
         # Cloned outside inference mode, results are ordinary tensors, which may be changed in place.
         return CamOutput(maps.clone(), logits.clone(), chosen.clone())
+
+    def _check_size(self, images: Tensor, logits: Tensor) -> None:
+        """Refuse images of a size at which the adapted logits are not the model's."""
+        name, size, one = self.classifier.name, tuple(images.shape[1:]), images[:1]
+        if size in self._sizes:
+            return
+        remedy = "use images of the size it was made for, or give it nn.AdaptiveAvgPool2d(1) as its pooling"
+        try:
+            own = self.model(one)
+        except Exception as error:  # the model's own code, which may raise anything
+            raise ValueError(f"{name} fails on images of {size} ({error}); {remedy}") from error
+        off = disagreement(logits[:1], own)
+        # A batch may be rounded otherwise than one image (TF32, bfloat16): then compare like with like.
+        off = off and disagreement(self.classifier(one), own)
+        if off:
+            raise ValueError(
+                f"on images of {size} the logits of {name} are not those of the mean of its maps (off by "
+                f"{off:.1e}), as its pooling leaves cells out; {remedy}"
+            )
+        self._sizes.add(size)
+
+
+def _row_norm(weight: Tensor) -> Tensor:
+    """Root mean square norm of the rows."""
+    return weight.square().sum(1).mean().sqrt()
+
+
+def _moved(head: nn.Linear, vector: Tensor) -> nn.Linear:
+    """A copy of the head with a vector (C,) added to every row of its weights, and without gradients."""
+    moved = deepcopy(head).requires_grad_(False)
+    moved.weight += vector
+    return moved
+
+
+def _check(features: Tensor, weight: Tensor) -> None:
+    if features.ndim != 4 or features.numel() == 0:
+        raise ValueError(f"features must be (B, C, h, w) and not empty, were {tuple(features.shape)}")
+    if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"weight must be (K, {features.shape[1]}) for these features, was {tuple(weight.shape)}"
+        )

@@ -1,8 +1,8 @@
-"""What the method is compared with: neural and nearest-neighbour MI estimators, class-agnostic boxes.
+"""Estimators of mutual information that the classifier is compared with: critics and nearest neighbours.
 
 The critics are written for discrete labels. One network, the classifier's, gives T(x, y) for all K classes
 at once, so the expectation over the product of marginals can be summed exactly over the classes instead of
-drawn by shuffling labels. Post-hoc logit adjustment is ``information.shift_prior``.
+drawn by shuffling labels. ``log K − CE`` is a reading of ``information.mutual_information``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from sklearn.feature_selection import mutual_info_classif
 from torch import Tensor
 
-from infocam_utils.information import NORMAL_95, Estimate, check_choice
+from infocam_utils.information import Estimate, check_choice, check_labels
 
 CriticKind = Literal["mine", "nwj", "infonce"]
 Marginal = Literal["exact", "shuffle"]
@@ -51,11 +51,22 @@ def critic_terms(
     -------
     (N,) nats
 
+    Raises
+    ------
+    ValueError
+        On an unknown option, shapes that do not fit, or labels out of range.
+
     >>> critic_terms(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), "nwj").mean()
     tensor(0.)
     """
     check_choice("kind", kind, get_args(CriticKind))
     check_choice("marginal", marginal, get_args(Marginal))
+    if critic.ndim != 2 or labels.shape != critic.shape[:1]:
+        raise ValueError(
+            f"critic must be (N, K) and labels (N,), got {tuple(critic.shape)} and {tuple(labels.shape)};"
+            " evaluate the critic for every class"
+        )
+    check_labels(labels, critic.shape[1])
     joint = critic.gather(1, labels[:, None])[:, 0]  # (N,)
     if kind == "infonce" or marginal == "exact":
         if kind == "infonce" or prior is None:
@@ -118,4 +129,4 @@ def nearest_neighbour_mi(
 
     value, parts = estimate(slice(None)), [estimate(slice(b, None, blocks)) for b in range(blocks)]
     stderr = float(torch.tensor(parts).std()) / math.sqrt(blocks)
-    return Estimate(value, stderr, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr, len(x))
+    return Estimate(value, stderr, len(x))

@@ -2,165 +2,28 @@
 
 Notation: K classes, prior π (the training set's class shares), logits f of shape (..., K).
 PC-softmax is ``s_y = exp f_y / Σ_j π_j exp f_j`` (arXiv 1911.10688); its logarithm estimates
-PMI(x, y) = log p(y|x) / p(y). Everything runs through logsumexp and stays on the logits' device.
+PMI(x, y) = log p(y|x) / p(y). Everything runs through logsumexp, stays on the logits' device, and is
+computed in float32 for half-precision logits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Prior = Tensor | np.ndarray | Sequence[float]
-
-
-def check_prior(prior: Prior, num_classes: int | None = None) -> Tensor:
-    """The prior as a (K,) floating tensor, or a ValueError that names what is wrong with it.
-
-    >>> check_prior([0.5, 0.5], num_classes=2)
-    tensor([0.5000, 0.5000], dtype=torch.float64)
-    """
-    remedy = "class_prior(labels, num_classes) makes one from training labels"
-    prior = prior if isinstance(prior, Tensor) else torch.as_tensor(np.asarray(prior, dtype=np.float64))
-    if prior.ndim != 1 or prior.numel() == 0 or not prior.is_floating_point():
-        raise ValueError(
-            f"prior must be a floating (K,) vector, got {tuple(prior.shape)} of {prior.dtype}; {remedy}"
-        )
-    wrong = (~(prior > 0) | prior.isinf()).nonzero().flatten().tolist()  # ~(> 0) catches NaN too
-    if wrong:
-        raise ValueError(
-            f"prior must be finite and above 0, but is {float(prior[wrong[0]])} at {named('class', wrong)}; "
-            f"{remedy} (with smoothing > 0 if a class is absent)"
-        )
-    total = float(prior.double().sum() if prior.device.type == "cpu" else prior.sum())
-    if abs(total - 1) > 1e-3:
-        raise ValueError(f"prior must sum to 1 within 0.001, got {total:.6g}; divide by the sum, or {remedy}")
-    if num_classes is not None:
-        check_width(prior, num_classes)
-    return prior
-
-
-def check_width(prior: Tensor, num_classes: int) -> None:
-    """Refuse a prior of another number of classes than the logits."""
-    if prior.numel() != num_classes:
-        raise ValueError(
-            f"prior has {prior.numel()} classes but the logits have {num_classes};"
-            " use the prior of this classifier's own training set"
-        )
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the named choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_logits(logits: Tensor) -> None:
-    """Refuse logits that are no floating (..., K) tensor with at least one sample."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        given = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"logits must be a floating-point tensor, got {given}; convert with .float()")
-    if logits.ndim == 0 or logits.numel() == 0:
-        raise ValueError(
-            f"logits must be (..., K) with at least one sample and class, got {tuple(logits.shape)};"
-            " skip empty batches"
-        )
-
-
-def check_pairs(logits: Tensor, labels: Tensor) -> None:
-    """Refuse anything but (B, K) floating logits with (B,) integer labels."""
-    check_logits(logits)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits must be (B, K) and labels (B,), got {tuple(logits.shape)} and {tuple(labels.shape)};"
-            " flatten extra axes, and give class numbers rather than one-hot rows"
-        )
-    check_integers("labels", labels)
-
-
-def check_finite(logits: Tensor) -> None:
-    """Refuse NaN and infinite logits; waits for the device."""
-    finite = logits.isfinite()
-    if not bool(finite.all()):
-        bad = logits[~finite]
-        raise ValueError(
-            f"logits must be finite, but {bad.numel()} of {logits.numel()} are not (first: {float(bad[0])});"
-            " training diverged or a class was masked: lower the learning rate, or drop masked classes"
-        )
-
-
-def check_integers(name: str, values: Tensor) -> None:
-    """Refuse floating, complex and boolean values where class numbers belong."""
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {values.dtype}; convert with .long()")
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that are no non-empty (N,) integers in [0, num_classes); waits for the device."""
-    if labels.ndim != 1 or labels.numel() == 0:
-        raise ValueError(f"labels must be a non-empty (N,) vector, got shape {tuple(labels.shape)}")
-    check_integers("labels", labels)
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels must lie in [0, {num_classes - 1}], got {low if low < 0 else high};"
-            " number the classes from 0, or raise num_classes"
-        )
-
-
-def check_predictions(predictions: Tensor, labels: Tensor) -> None:
-    """Refuse predictions and labels of different or no length."""
-    if predictions.shape != labels.shape or labels.ndim != 1 or labels.numel() == 0:
-        raise ValueError(
-            f"predictions and labels must be non-empty (N,) vectors of one length, got "
-            f"{tuple(predictions.shape)} and {tuple(labels.shape)}; predict with logits.argmax(-1)"
-        )
-
-
-def named(noun: str, indices: list[int]) -> str:
-    """'class 3', or 'classes 1, 2, 3, … (12 in all)'."""
-    if len(indices) == 1:
-        return f"{noun} {indices[0]}"
-    shown = ", ".join(map(str, indices[:10]))
-    return f"{noun}es {shown}" + (f", … ({len(indices)} in all)" if len(indices) > 10 else "")
-
-
 Kind = Literal["pc", "softmax"]
 Reading = Literal["pc", "softmax", "log_k_minus_ce"]
 Reduction = Literal["mean", "sum", "none"]
 
 NORMAL_95 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over ``n`` independent samples with its standard error and 95 % interval (nats)."""
-
-    value: float
-    stderr: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def from_samples(cls, samples: Tensor) -> Estimate:
-        """Mean, standard error and normal 95 % interval of (N,) samples; one sample has an infinite interval.
-
-        >>> Estimate.from_samples(torch.tensor([1.0, 3.0])).stderr
-        1.0
-        """
-        samples = samples.detach().cpu().double()
-        n = samples.numel()
-        if n == 0:
-            raise ValueError("an estimate needs at least 1 sample, got 0; pass a non-empty held-out set")
-        value = float(samples.mean())
-        stderr = float(samples.std()) / math.sqrt(n) if n > 1 else math.inf
-        return cls(value, stderr, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr, n)
+CHUNK = 2**20  # logits that are looked at together where only one number per row is kept
 
 
 def class_prior(
@@ -194,7 +57,7 @@ def class_prior(
     absent = (counts == 0).nonzero().flatten().tolist()
     if absent and smoothing == 0:
         raise ValueError(
-            f"{named('class', absent)} absent from the {labels.numel()} labels, but each of the "
+            f"{_named_classes(absent)} absent from the {labels.numel()} labels, but each of the "
             f"{num_classes} classes needs a share above 0; lower num_classes, relabel, or pass smoothing > 0"
         )
     return (counts + smoothing) / (counts + smoothing).sum()
@@ -215,7 +78,7 @@ def log_pc_softmax(logits: Tensor, prior: Prior) -> Tensor:
 
     Parameters
     ----------
-    logits : (..., K); half precision is computed in float32
+    logits : (..., K)
     prior : (K,) strictly positive, summing to 1
 
     Returns
@@ -226,9 +89,8 @@ def log_pc_softmax(logits: Tensor, prior: Prior) -> Tensor:
     >>> log_pc_softmax(torch.tensor([[0.0, 50.0]]), [0.25, 0.75])
     tensor([[-49.7123,   0.2877]])
     """
-    check_logits(logits)
-    prior = check_prior(prior, logits.shape[-1])
-    return _log_pc_softmax(logits, prior)
+    _check_logits(logits)
+    return _log_ratio(_at_least_float32(logits), check_prior(prior, logits.shape[-1]), "pc")
 
 
 def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc") -> Tensor:
@@ -239,7 +101,7 @@ def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc"
 
     Returns
     -------
-    (..., K) in nats
+    (..., K) in nats; float64 where float32 cannot hold the difference of two logits
 
     Raises
     ------
@@ -251,13 +113,50 @@ def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc"
     tensor(True)
     """
     check_choice("kind", kind, get_args(Kind))
-    check_logits(logits)
-    check_finite(logits)
-    prior = check_prior(prior, logits.shape[-1])
-    if kind == "pc":
-        return _log_pc_softmax(logits, prior)
-    logits = _at_least_float32(logits)
-    return logits.log_softmax(-1) - _at_least_float32(prior).log().to(logits)
+    _check_logits(logits)
+    dtype = _check_finite(logits)
+    return _log_ratio(logits.to(dtype), check_prior(prior, logits.shape[-1]), kind)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` independent samples with its standard error and normal 95 % interval, in nats.
+
+    The sum of two estimates is the estimate from both sets of samples, which must be disjoint: a large set
+    can be read in parts.
+
+    >>> Estimate.from_samples(torch.tensor([1.0])) + Estimate.from_samples(torch.tensor([3.0]))
+    Estimate(value=2.0, stderr=1.0, low=0.0400..., high=3.9599..., n=2)
+    """
+
+    value: float
+    stderr: float
+    low: float = field(init=False)
+    high: float = field(init=False)
+    n: int
+
+    def __post_init__(self) -> None:
+        for name, side in (("low", -1), ("high", 1)):
+            object.__setattr__(self, name, self.value + side * NORMAL_95 * self.stderr)
+
+    @classmethod
+    def from_samples(cls, samples: Tensor) -> Estimate:
+        """Mean and standard error of (N,) samples; infinite standard error for one sample."""
+        samples = samples.detach().cpu().double()
+        n = samples.numel()
+        if n == 0:
+            raise ValueError("an estimate needs at least 1 sample, got 0; pass a non-empty held-out set")
+        return cls(float(samples.mean()), float(samples.std()) / math.sqrt(n) if n > 1 else math.inf, n)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        if not isinstance(other, Estimate):
+            return NotImplemented
+        n, gap = self.n + other.n, other.value - self.value
+        # Sums of squared deviations: each part's from its own mean, and the two means' from the common one.
+        # One sample deviates by nothing from its mean, though its standard error is infinite.
+        within = sum(e.stderr**2 * e.n * (e.n - 1) for e in (self, other) if e.n > 1)
+        squares = within + gap**2 * self.n * other.n / n
+        return Estimate(self.value + gap * other.n / n, math.sqrt(squares / (n - 1) / n), n)
 
 
 def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Reading = "pc") -> Estimate:
@@ -269,7 +168,7 @@ def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Readi
 
     Parameters
     ----------
-    logits : (N, K)
+    logits : (N, K); beside them, memory is taken for some rows at a time
     labels : (N,) integers in [0, K)
     prior : (K,) class shares of the training set
 
@@ -288,15 +187,15 @@ def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Readi
     0.6931
     """
     check_choice("kind", kind, get_args(Reading))
-    check_pairs(logits, labels)
-    check_labels(labels, logits.shape[1])
-    if kind == "log_k_minus_ce":
-        check_prior(prior, logits.shape[1])
-        check_finite(logits)
-        per_class = _at_least_float32(logits).log_softmax(-1) + math.log(logits.shape[1])
-    else:
-        per_class = pointwise_mutual_information(logits, prior, kind)
-    return Estimate.from_samples(per_class.gather(1, labels.long()[:, None]))  # (N, 1)
+    _check_pairs(logits, labels)
+    classes, logits = logits.shape[1], logits.detach()
+    check_labels(labels, classes)
+    prior = check_prior(prior, classes)
+    if kind == "log_k_minus_ce":  # log softmax(g)_y + log K is the PMI of a softmax under a uniform prior
+        prior, kind = torch.full((classes,), 1 / classes, dtype=torch.float64), "softmax"
+    dtype = _check_finite(logits)
+    parts = zip(_chunks(logits), labels.long().split(_rows(logits)), strict=True)
+    return Estimate.from_samples(torch.cat([_log_ratio(f.to(dtype), prior, kind, y) for f, y in parts]))
 
 
 class PCSoftmaxLoss(nn.Module):
@@ -308,14 +207,15 @@ class PCSoftmaxLoss(nn.Module):
 
     Parameters
     ----------
-    prior : (K,) class shares of the training set, kept as the buffer ``prior``
+    prior : (K,) class shares of the training set, kept as the buffer ``prior``, which ``.half()`` leaves as
+        it is: in half precision a share below 6e-8 is 0
     reduction : "mean", "sum" or "none"
 
     Notes
     -----
-    Half-precision logits are computed in float32, inside autocast or not. Each call checks shapes, dtypes and
-    (on the CPU) label range. Not checked, as looking would wait for the device at every step: NaN logits,
-    which give a NaN loss, and labels on an accelerator, where the device's own assertion stops the run.
+    Each call checks shapes, dtypes and (on the CPU) label range. Not checked, as looking would wait for the
+    device at every step: NaN logits, which give a NaN loss, and labels on an accelerator, where the device's
+    own assertion stops the run.
 
     >>> loss = PCSoftmaxLoss([0.9, 0.1])(torch.tensor([[4.0, -4.0]]), torch.tensor([0]))
     >>> round(float(loss), 4)  # nearly log 0.9: at most −log π_y can be learned about class 0
@@ -332,14 +232,26 @@ class PCSoftmaxLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss in nats of (B, K) logits at (B,) integer labels: 0-d, or (B,) for reduction "none"."""
-        check_pairs(logits, labels)
-        check_width(self.prior, logits.shape[1])
+        _check_pairs(logits, labels)
+        _check_width(self.prior, logits.shape[1])
         if labels.device.type == "cpu":
             check_labels(labels, logits.shape[1])
-        losses = -_log_pc_softmax(logits, self.prior, labels.long())  # (B,)
+        losses = -_log_ratio(_at_least_float32(logits), self.prior, "pc", labels.long())  # (B,)
         if self.reduction == "none":
             return losses
         return losses.mean() if self.reduction == "mean" else losses.sum()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PCSoftmaxLoss:
+        prior = self.prior
+        super()._apply(fn, recurse)
+        if torch.finfo(self.prior.dtype).bits < 32:
+            self.prior = prior.to(self.prior.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "prior" in state_dict:  # saved in half precision it may hold zeros
+            check_prior(state_dict[prefix + "prior"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, kind: Kind = "pc") -> Tensor:
@@ -362,8 +274,8 @@ def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, ki
     tensor([1])
     """
     check_choice("kind", kind, get_args(Kind))
-    check_logits(logits)
-    check_finite(logits)
+    _check_logits(logits)
+    _check_finite(logits)
     logits, classes = _at_least_float32(logits), logits.shape[-1]
     train = check_prior(train_prior, classes)
     test = torch.full_like(train, 1 / classes) if test_prior is None else check_prior(test_prior, classes)
@@ -378,7 +290,7 @@ def recalls(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     tensor([0.5000, 1.0000], dtype=torch.float64)
     """
     check_labels(labels, num_classes)
-    check_predictions(predictions, labels)
+    _check_predictions(predictions, labels)
     total = torch.bincount(labels.long(), minlength=num_classes)
     right = torch.bincount(labels.long()[predictions == labels], minlength=num_classes)
     return right.double() / total
@@ -390,7 +302,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     >>> accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]))
     0.5
     """
-    check_predictions(predictions, labels)
+    _check_predictions(predictions, labels)
     return float((predictions == labels).double().mean())
 
 
@@ -403,16 +315,147 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
     return float(recalls(predictions, labels, num_classes).nanmean())
 
 
-def _log_pc_softmax(logits: Tensor, prior: Tensor, labels: Tensor | None = None) -> Tensor:
-    """log s of every class, or only at ``labels``: (..., K) or (B,)."""
-    logits = _at_least_float32(logits)
+def check_prior(prior: Prior, num_classes: int | None = None) -> Tensor:
+    """The prior as a (K,) floating tensor, or a ValueError that names what is wrong with it.
+
+    >>> check_prior([0.5, 0.5], num_classes=2)
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    remedy = "class_prior(labels, num_classes) makes one from training labels"
+    prior = prior if isinstance(prior, Tensor) else torch.as_tensor(np.asarray(prior, dtype=np.float64))
+    if prior.ndim != 1 or prior.numel() == 0 or not prior.is_floating_point():
+        raise ValueError(
+            f"prior must be a floating (K,) vector, got {tuple(prior.shape)} of {prior.dtype}; {remedy}"
+        )
+    wrong = (~(prior > 0) | prior.isinf()).nonzero().flatten().tolist()  # ~(> 0) catches NaN too
+    if wrong:
+        raise ValueError(
+            f"prior must be finite and above 0, but is {float(prior[wrong[0]])} at {_named_classes(wrong)}; "
+            f"{remedy} (with smoothing > 0 if a class is absent)"
+        )
+    total = float(prior.double().sum() if prior.device.type == "cpu" else prior.sum())
+    if abs(total - 1) > 1e-3:
+        raise ValueError(f"prior must sum to 1 within 0.001, got {total:.6g}; divide by the sum, or {remedy}")
+    if num_classes is not None:
+        _check_width(prior, num_classes)
+    return prior
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that are no non-empty (N,) integers in [0, num_classes); waits for the device.
+
+    >>> check_labels(torch.tensor([0, 2]), num_classes=2)
+    Traceback (most recent call last):
+    ValueError: labels must lie in [0, 1], got 2; number the classes from 0, or raise num_classes
+    """
+    if labels.ndim != 1 or labels.numel() == 0:
+        raise ValueError(f"labels must be a non-empty (N,) vector, got shape {tuple(labels.shape)}")
+    _check_integers(labels)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels must lie in [0, {num_classes - 1}], got {low if low < 0 else high};"
+            " number the classes from 0, or raise num_classes"
+        )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the named choices.
+
+    >>> check_choice("kind", "PC", ("pc", "softmax"))
+    Traceback (most recent call last):
+    ValueError: kind must be one of 'pc', 'softmax', got 'PC'
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _log_ratio(logits: Tensor, prior: Tensor, kind: Kind, labels: Tensor | None = None) -> Tensor:
+    """Estimated log p(y|x)/π_y of every class, (..., K), or only at ``labels`` of (B, K) logits, (B,)."""
     # Subtracting the largest logit before adding log π keeps log π's digits when logits are large.
     shifted = logits - logits.detach().amax(-1, keepdim=True)
     log_prior = _at_least_float32(prior).log().to(logits)
-    normaliser = torch.logsumexp(shifted + log_prior, -1, keepdim=True)
-    chosen = shifted if labels is None else shifted.gather(1, labels[:, None])
-    return chosen - normaliser if labels is None else (chosen - normaliser)[:, 0]
+    normaliser = torch.logsumexp(shifted + log_prior if kind == "pc" else shifted, -1, keepdim=True)
+    if labels is not None:
+        shifted, log_prior = shifted.gather(1, labels[:, None]), log_prior[labels][:, None]  # (B, 1)
+    ratio = shifted - normaliser if kind == "pc" else shifted - normaliser - log_prior
+    return ratio if labels is None else ratio[:, 0]
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _rows(logits: Tensor) -> int:
+    return max(1, CHUNK * len(logits) // logits.numel())
+
+
+def _chunks(logits: Tensor) -> tuple[Tensor, ...]:
+    return logits.split(_rows(logits))
+
+
+def _check_finite(logits: Tensor) -> torch.dtype:
+    """Refuse NaN and infinite logits, waiting for the device; the dtype that holds any difference of two."""
+    lows, highs = zip(*(part.aminmax() for part in _chunks(logits.detach())), strict=True)
+    low, high = float(torch.stack(lows).amin()), float(torch.stack(highs).amax())  # NaN comes through
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = logits[~logits.isfinite()]
+        raise ValueError(
+            f"logits must be finite, but {bad.numel()} of {logits.numel()} are not (first: {float(bad[0])});"
+            " training diverged or a class was masked: lower the learning rate, or drop masked classes"
+        )
+    fits = logits.dtype != torch.float64 and high - low <= torch.finfo(torch.float32).max
+    return torch.float32 if fits else torch.float64
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        given = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"logits must be a floating-point tensor, got {given}; convert with .float()")
+    if logits.ndim == 0 or logits.numel() == 0:
+        raise ValueError(
+            f"logits must be (..., K) with at least one sample and class, got {tuple(logits.shape)};"
+            " skip empty batches"
+        )
+
+
+def _check_pairs(logits: Tensor, labels: Tensor) -> None:
+    """Refuse anything but (B, K) floating logits with (B,) integer labels."""
+    _check_logits(logits)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}; convert with torch.as_tensor")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be (B, K) and labels (B,), got {tuple(logits.shape)} and {tuple(labels.shape)};"
+            " flatten extra axes, and give class numbers rather than one-hot rows"
+        )
+    _check_integers(labels)
+
+
+def _check_width(prior: Tensor, num_classes: int) -> None:
+    if prior.numel() != num_classes:
+        raise ValueError(
+            f"prior has {prior.numel()} classes but the logits have {num_classes};"
+            " use the prior of this classifier's own training set"
+        )
+
+
+def _check_integers(labels: Tensor) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}; convert with .long()")
+
+
+def _check_predictions(predictions: Tensor, labels: Tensor) -> None:
+    if predictions.shape != labels.shape or labels.ndim != 1 or labels.numel() == 0:
+        raise ValueError(
+            f"predictions and labels must be non-empty (N,) vectors of one length, got "
+            f"{tuple(predictions.shape)} and {tuple(labels.shape)}; predict with logits.argmax(-1)"
+        )
+
+
+def _named_classes(indices: list[int]) -> str:
+    """'class 3', or 'classes 1, 2, 3, … (12 in all)'."""
+    if len(indices) == 1:
+        return f"class {indices[0]}"
+    shown = ", ".join(map(str, indices[:10]))
+    return f"classes {shown}" + (f", … ({len(indices)} in all)" if len(indices) > 10 else "")

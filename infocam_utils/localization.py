@@ -1,8 +1,8 @@
 """From maps to boxes to localization scores.
 
-Boxes are x0 y0 x1 y1 in pixels, half-open. A map is upsampled to the image, scaled to [0, 1] by its own
-minimum and maximum, thresholded, and its largest 8-connected component gives the box, at all thresholds
-at once.
+Boxes are x0 y0 x1 y1 in pixels, half-open. A map is a bilinear surface through its coarse values: what
+enlarging it to the image would show. A threshold is a share of the surface's range, and the box encloses the
+largest connected part above it. All of that follows from the coarse values; nothing is enlarged.
 
 The scores follow Choe et al. 2020 (arXiv 2001.07437, 2007.04178): GT-known and Top-1 localization,
 MaxBoxAcc, MaxBoxAccV2 and PxAP. A threshold is a hyperparameter: `select_threshold` takes it from
@@ -11,293 +11,295 @@ held-out images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
+import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import box_iou
 
 
-def whole_image_boxes(n: int, size: int | tuple[int, int]) -> Tensor:
-    """The whole image as the box of each of n images: (n, 4) float32, x0 y0 x1 y1 in pixels.
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compiled on the first call; the machine code is kept beside the package or in the user's cache.
 
-    >>> whole_image_boxes(1, (48, 64))  # height, width
-    tensor([[ 0.,  0., 64., 48.]])
+    One thread, and the interpreter's lock released: boxes cannot depend on a number of threads, a process may
+    fork afterwards, and callers may run several at once.
     """
-    return centre_boxes(n, size, 1.0)
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither place can be written
+        return numba.njit(nogil=True)(function)
 
 
 def centre_boxes(n: int, size: int | tuple[int, int], fraction: float) -> Tensor:
     """Centred boxes with ``fraction`` of each side: (n, 4) float32, x0 y0 x1 y1 in pixels.
 
-    >>> centre_boxes(1, 100, 0.7)
-    tensor([[15., 15., 85., 85.]])
+    >>> centre_boxes(1, (100, 200), 0.7)  # height, width
+    tensor([[ 30.,  15., 170.,  85.]])
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}; 0.7 covers half of the image")
-    height, width = (size, size) if isinstance(size, int) else size
-    if n < 0 or min(height, width) < 1:
-        raise ValueError(f"n must be at least 0 and sides at least 1 pixel, got n={n}, size={height}x{width}")
+    height, width = _sides(size, "size")
+    if n < 0:
+        raise ValueError(f"n must be at least 0, got {n}")
     low, high = (1 - fraction) / 2, (1 + fraction) / 2
     return torch.tensor([width * low, height * low, width * high, height * high]).repeat(n, 1)
 
 
-_CELLS = 1 << 14  # cells of the table that counts thresholds; a power of two, so that value * _CELLS is exact
-_DIAGONALS = np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])
+# The surface, compiled: loops in which a step depends on those before it. Nodes are the coarse values v in
+# raster order, w to a row. A cell lies between four of them, (a, b) above (c, d), and has side 1. The surface
+# continues for half a cell beyond the outer nodes, constant outwards.
+
+_NEARLY = 1e-9  # what rounding may do to a position in pixels and, relatively, to an area
 
 
-class _Basins(NamedTuple):
-    """Pixels by the peak they climb to. A run is a stretch of a row that climbs to one local maximum."""
-
-    peaks: np.ndarray  # (basins,) pixel index
-    of_run: np.ndarray  # (runs,) basin
-    summits: np.ndarray  # (runs,) pixel index of the run's maximum
-    lengths: np.ndarray  # (runs,) pixels
-    of_pixel: np.ndarray  # (H, W) basin, in the smallest integer type that holds it
+@_compiled
+def _find(parent: np.ndarray, node: int) -> int:
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
 
 
-def largest_component_boxes(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Bounding boxes of the largest 8-connected component of ``values > t``, for every map and threshold.
-
-    The largest component has most pixels; among equals, the one whose first pixel in raster order is first.
-
-    Parameters
-    ----------
-    values : float32 (B, H, W), in [0, 1]
-    thresholds : float32 (T,), strictly increasing
-
-    Returns
-    -------
-    int64 (B, T, 4), pixels x0 y0 x1 y1, half-open; zeros where no value exceeds the threshold
-
-    Examples
-    --------
-    >>> row = np.array([[[0.9, 0.2, 0.6, 0.6]]], dtype=np.float32)
-    >>> largest_component_boxes(row, np.array([0.1, 0.5, 0.8], dtype=np.float32)).tolist()
-    [[[0, 0, 4, 1], [2, 0, 4, 1], [0, 0, 1, 1]]]
-    """
-    table = _threshold_table(thresholds)
-    # Image by image: the work arrays of one stay in the processor's cache, and merging basins is sequential.
-    return np.stack([_sweep(v, _thresholds_below(v, thresholds, table), len(thresholds)) for v in values])
+@_compiled
+def _saddle(a: float, b: float, c: float, d: float) -> float:
+    return (a * d - b * c) / (a + d - b - c)
 
 
-def _sweep(values: np.ndarray, level: np.ndarray, thresholds: int) -> np.ndarray:
-    """Boxes (T, 4) of one map (H, W), whose pixels lie above threshold t exactly where ``level > t``."""
-    basins = _basins(values)
-    parent, death = _merge(basins, level, thresholds)
-    key, area, extents = _extents(basins, level, thresholds)
-
-    # A node is a basin at a threshold. Below the saddle at which another basin absorbs it, it counts for that
-    # one, which may itself be absorbed: pointer jumping finds the component of all nodes at once.
-    steps = np.arange(thresholds)
-    up = np.where(steps < death[:, None], parent[:, None], np.arange(len(parent))[:, None])
-    up = _follow((up * thresholds + steps).reshape(-1))
-
-    size = np.bincount(up, weights=area.reshape(-1), minlength=up.size).reshape(area.shape)  # exact to 2**53
-    best = size.max(axis=0)
-    leads = (size == best) & (best > 0)  # the basins that name the largest components
-    if np.count_nonzero(leads) > np.count_nonzero(best):  # several are equally large
-        first = np.full(len(parent) * (thresholds + 1), values.size)
-        np.minimum.at(first, key, np.arange(values.size))
-        first = _from_above(first.reshape(len(parent), -1))
-        origin = np.full(up.size, values.size)
-        np.minimum.at(origin, up, first.reshape(-1))
-        origin = np.where(leads, origin.reshape(area.shape), values.size)
-        leads &= origin == origin.min(axis=0)
-
-    member = leads.reshape(-1)[up].reshape(area.shape)
-    boxes = np.where(member, extents, values.size).min(axis=1)  # (4, T)
-    boxes[2:] *= -1
-    boxes[:, best == 0] = 0
-    return boxes.T
-
-
-def _threshold_table(thresholds: np.ndarray) -> np.ndarray:
-    """How many thresholds lie strictly below any value of each cell of [0, 1]; −1 where one is within."""
-    edges = np.append(np.arange(_CELLS + 1) / _CELLS, np.inf).astype(np.float32)
-    below = np.searchsorted(thresholds, edges, side="left")
-    table = np.where(below[1:] > below[:-1], -1, below[:-1])
-    return table.astype(np.min_scalar_type(-len(thresholds) - 1))
-
-
-def _thresholds_below(values: np.ndarray, thresholds: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """How many thresholds lie strictly below each value: from the table, or for a few pixels by search."""
-    flat = values.reshape(-1)
-    cell = torch.from_numpy(flat * np.float32(_CELLS)).to(torch.int32)
-    below = torch.from_numpy(table).index_select(0, cell).numpy()
-    open_ = np.flatnonzero(below < 0)
-    below[open_] = np.searchsorted(thresholds, flat[open_], side="left")
-    return below.reshape(values.shape)
-
-
-def _follow(up: np.ndarray) -> np.ndarray:
-    """Where chains of pointers end, by pointer jumping: as many rounds as the longest chain has bits."""
-    while True:
-        further = up[up]
-        if np.array_equal(further, up):
-            return up
-        up = further
-
-
-def _basins(values: np.ndarray) -> _Basins:
-    """Let every pixel climb: along its row first, then from the row's local maxima to the rows beside it.
-
-    A step leads to a neighbour that is greater, or equal and earlier in raster order: there are no cycles.
-    The pixels of a row that climb to one local maximum are adjacent: only these runs are kept and followed.
-    """
-    height, width = values.shape
-    flat = values.reshape(-1)  # neighbours in a row are neighbours here, except across the ends of rows
-    east = np.zeros(flat.size, dtype=bool)  # the step leads east; otherwise west, unless that is no ascent
-    np.greater(flat[1:], flat[:-1], out=east[:-1])
-    east[width - 1 :: width] = False
-    begins = np.ones(flat.size, dtype=bool)
-    np.greater(east[1:], east[:-1], out=begins[1:])  # a valley: the pixel before does not climb east
-    begins[::width] = True
-    reached = begins.copy()
-    reached[1:] |= east[:-1]
-    starts, summits = np.flatnonzero(begins), np.flatnonzero(reached > east)
-    lengths = np.diff(starts, append=flat.size)
-    run = np.repeat(np.arange(len(starts), dtype=np.int32), lengths)  # (H*W,)
-
-    up, ends = np.arange(len(summits)), np.arange(len(summits))  # ends: no greater neighbour found yet
-    for shift in (-width, width):
-        source = summits[ends]
-        other, own = flat.take(source + shift, mode="clip"), flat[source]
-        if shift < 0:
-            climbs = (other >= own) & (source >= width)
-        else:
-            climbs = (other > own) & (source < flat.size - width)
-        up[ends[climbs]] = run[source[climbs] + shift]
-        ends = ends[~climbs]
-    y, x = np.divmod(summits[ends][:, None], width)  # few are left to look along the diagonals
-    y, x = y + _DIAGONALS[0], x + _DIAGONALS[1]  # (n, 4)
-    target = np.where((y >= 0) & (y < height) & (x >= 0) & (x < width), y * width + x, summits[ends][:, None])
-    other, own = flat[target], flat[summits[ends]][:, None]
-    climbs = (other > own) | ((other == own) & (target < summits[ends][:, None]))
-    found, first = climbs.any(axis=1), climbs.argmax(axis=1)
-    up[ends[found]] = run[target[found, first[found]]]
-    ends = ends[~found]
-    name = np.zeros(len(up), dtype=np.int64)
-    name[ends] = np.arange(len(ends))
-    of_run = name[_follow(up)]
-    of_pixel = np.repeat(of_run.astype(np.min_scalar_type(len(ends))), lengths).reshape(height, width)
-    return _Basins(summits[ends], of_run, summits, lengths, of_pixel)
-
-
-def _merge(basins: _Basins, level: np.ndarray, thresholds: int) -> tuple[np.ndarray, np.ndarray]:
-    """The basin that absorbs each basin, and the level of the saddle below which it does (0: never)."""
-    basin, count = basins.of_pixel, len(basins.peaks)
-    height, width = level.shape
-    border = np.zeros((4, height, width), dtype=bool)
-    np.not_equal(basin[:, :-1], basin[:, 1:], out=border[0, :, :-1])
-    np.not_equal(basin[:-1], basin[1:], out=border[1, :-1])
-    np.not_equal(basin[:-1, :-1], basin[1:, 1:], out=border[2, :-1, :-1])
-    np.not_equal(basin[:-1, 1:], basin[1:, :-1], out=border[3, :-1, 1:])
-    at = [np.flatnonzero(b) for b in border]
-    here, shift = np.concatenate(at), np.repeat([1, width, width + 1, width - 1], [len(i) for i in at])
-    there = here + shift
-    basin, level = basin.reshape(-1), level.reshape(-1)
-    pair = basin[here].astype(np.int64) * count + basin[there]
-    saddle = np.minimum(level[here], level[there])
-    if count * count <= level.size:  # keep the highest saddle of each pair: in a matrix, or by sorting
-        highest = np.zeros(count * count, dtype=level.dtype)
-        np.maximum.at(highest, pair, saddle)
-        pair = np.flatnonzero(highest)
-        saddle = highest[pair]
+@_compiled
+def _mean_share(p0: float, p1: float, s0: float, s1: float) -> float:
+    """``∫ p(u) / s(u) du`` over [0, 1] for p and s linear between their ends, 0 <= p <= s."""
+    if s0 > s1:
+        p0, p1, s0, s1 = p1, p0, s1, s0
+    if s0 <= 1e-15 * s1:
+        return p1 / s1 if s1 > 0 else 0.0
+    g = s1 / s0 - 1
+    if g < 0.02:  # where the closed form cancels: the logarithm's series
+        rising = 1 / 2 - g * (1 / 3 - g * (1 / 4 - g * (1 / 5 - g * (1 / 6 - g / 7))))
+        whole = 1 - g * rising
     else:
-        pair, saddle = np.divmod(np.unique(pair * (thresholds + 1) + saddle), thresholds + 1)
-        last = np.append(pair[1:] != pair[:-1], True)
-        pair, saddle = pair[last], saddle[last]
-
-    # Kruskal's algorithm, from the highest saddle down; the basin with the higher peak absorbs the other. A
-    # loop over pairs of basins, since each step depends on all before it.
-    order = np.argsort(-saddle, kind="stable")
-    peak_level = level[basins.peaks].tolist()
-    root, parent, death = list(range(count)), list(range(count)), [0] * count
-    a, b = np.divmod(pair[order], count)
-    for i, j, s in zip(a.tolist(), b.tolist(), saddle[order].tolist(), strict=True):
-        while root[i] != i:
-            root[i] = i = root[root[i]]
-        while root[j] != j:
-            root[j] = j = root[root[j]]
-        if i != j:
-            young, old = (i, j) if peak_level[i] < peak_level[j] else (j, i)
-            root[young] = parent[young] = old
-            death[young] = s
-    return np.array(parent), np.array(death)
+        whole = np.log(s1 / s0) / g
+        rising = (1 - whole) / g
+    return (p0 * (whole - rising) + p1 * rising) / s0  # whole: ∫ s0 / s(u) du, rising: ∫ u s0 / s(u) du
 
 
-def _extents(
-    basins: _Basins, level: np.ndarray, thresholds: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixel keys (H*W,), and of every basin above every threshold: pixels (basins, T), x0 y0 −x1 −y1."""
-    height, width = level.shape
-    shape = (len(basins.peaks), thresholds)
-    base = basins.of_run * (thresholds + 1)
-    key = np.repeat(base, basins.lengths)
-    key += level.reshape(-1)
-    area = np.bincount(key, minlength=shape[0] * (thresholds + 1)).reshape(shape[0], -1)
-    area = area[:, :0:-1].cumsum(axis=1)[:, ::-1]
-
-    # A basin reaches into a row above a threshold exactly if one of the row's summits does; into a column, if
-    # the greatest pixel of one of the column's stretches in that basin does.
-    rows, row_key = basins.summits // width, base + level.reshape(-1)[basins.summits]
-    basin, level = np.ascontiguousarray(basins.of_pixel.T), np.ascontiguousarray(level.T)
-    basin, level = basin.reshape(-1), level.reshape(-1)
-    begins = np.ones(basin.size, dtype=bool)
-    np.not_equal(basin[1:], basin[:-1], out=begins[1:])
-    begins[::height] = True
-    starts = np.flatnonzero(begins)
-    columns = starts // height
-    column_key = basin[starts].astype(np.int64) * (thresholds + 1)
-    column_key += np.maximum.reduceat(level, starts)
-    sides = ((column_key, columns), (row_key, rows), (column_key, ~columns), (row_key, ~rows))  # ~n: −1 − n
-    found = np.full((4, shape[0] * (thresholds + 1)), level.size, dtype=np.int32)
-    for side, (where, value) in zip(found, sides, strict=True):
-        np.minimum.at(side, where, value.astype(np.int32))
-    return key, area, _from_above(found.reshape(4, shape[0], -1))
+@_compiled
+def _corner_area(a: float, b: float, c: float, d: float) -> float:
+    """Area above 0 around corner a >= 0 of a cell; neither b nor c is above, and d is not joined to a."""
+    end = a / (a - b)  # at x < end the share of the cell's height is top / (top − bottom)
+    return end * _mean_share(a, 0.0, a - c, max(0.0, -(c + (d - c) * end)))
 
 
-def _from_above(least: np.ndarray) -> np.ndarray:
-    """Of pixels with exactly c thresholds below (…, T + 1), to pixels above threshold t, which have c > t."""
-    return np.minimum.accumulate(least[..., :0:-1], axis=-1)[..., ::-1]  # (…, T)
+@_compiled
+def _cell_area(
+    a: float, b: float, c: float, d: float, in_a: bool, in_b: bool, in_c: bool, in_d: bool
+) -> float:
+    """Area above 0 of the component that holds the marked corners of a cell."""
+    above = (a > 0) + (b > 0) + (c > 0) + (d > 0)
+    if above == 4:
+        return 1.0
+    if above == 2 and (a > 0) != (d > 0):  # two neighbours: a strip through the cell
+        if (a > 0) == (b > 0):
+            return _mean_share(max(a, c), max(b, d), abs(a - c), abs(b - d))
+        return _mean_share(max(a, b), max(c, d), abs(a - b), abs(c - d))
+    rest = above == 3 or (above == 2 and _saddle(a, b, c, d) > 0)  # all but the corners that are not above
+    if rest:
+        a, b, c, d = -a, -b, -c, -d
+        in_a, in_b, in_c, in_d = a >= 0, b >= 0, c >= 0, d >= 0
+    area = 0.0
+    if in_a:
+        area += _corner_area(a, b, c, d)
+    if in_b:
+        area += _corner_area(b, a, d, c)
+    if in_c:
+        area += _corner_area(c, d, a, b)
+    if in_d:
+        area += _corner_area(d, c, b, a)
+    return 1 - area if rest else area
 
 
-_CHUNK_PIXELS = 1 << 22  # pixels upsampled at a time (16 MiB): memory does not grow with the number of maps
+@_compiled
+def _component_area(
+    v: np.ndarray, w: int, level: float, parent: np.ndarray, root: int, span: np.ndarray
+) -> float:
+    """Area of a component in cells; span: columns and rows x0 y0 x1 y1 of its nodes."""
+    h = len(v) // w
+    area = 0.0
+    for y in range(span[1] - 1, span[3] + 1):
+        top, bottom = max(y, 0) * w, min(y + 1, h - 1) * w
+        for x in range(span[0] - 1, span[2] + 1):
+            left, right = max(x, 0), min(x + 1, w - 1)
+            a, b = v[top + left] - level, v[top + right] - level
+            c, d = v[bottom + left] - level, v[bottom + right] - level
+            in_a = a > 0 and _find(parent, top + left) == root
+            in_b = b > 0 and _find(parent, top + right) == root
+            in_c = c > 0 and _find(parent, bottom + left) == root
+            in_d = d > 0 and _find(parent, bottom + right) == root
+            if in_a or in_b or in_c or in_d:
+                sides = (1.0 if top < bottom else 0.5) * (1.0 if left < right else 0.5)
+                area += sides * _cell_area(a, b, c, d, in_a, in_b, in_c, in_d)
+    return area
 
 
-@dataclass(frozen=True)
-class LocalizationResult:
-    """Shares of images in [0, 1] at each of T thresholds."""
+@_compiled
+def _extent(
+    v: np.ndarray, w: int, level: float, parent: np.ndarray, root: int, span: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Where a component ends, left, top, right and bottom, counted in nodes."""
+    h = len(v) // w
+    x0, y0, x1, y1 = span
+    left = top = right = bottom = 0.5
+    if x0 > 0:
+        left = _reach(v, level, parent, root, range(y0 * w + x0, y1 * w + x0 + 1, w), -1)
+    if y0 > 0:
+        top = _reach(v, level, parent, root, range(y0 * w + x0, y0 * w + x1 + 1), -w)
+    if x1 < w - 1:
+        right = _reach(v, level, parent, root, range(y0 * w + x1, y1 * w + x1 + 1, w), 1)
+    if y1 < h - 1:
+        bottom = _reach(v, level, parent, root, range(y1 * w + x0, y1 * w + x1 + 1), w)
+    return x0 - left, y0 - top, x1 + right, y1 + bottom
 
-    gt_known: Tensor  # (T,) IoU reaches the criterion
-    top1: Tensor | None  # (T,) and the predicted class is right; None where no predictions were given
+
+@_compiled
+def _reach(v: np.ndarray, level: float, parent: np.ndarray, root: int, line: range, outwards: int) -> float:
+    """How far a component reaches beyond its outermost line of nodes: 1 would be the next line."""
+    reach = 0.0
+    for node in line:
+        if v[node] > level and _find(parent, node) == root:
+            reach = max(reach, (v[node] - level) / (v[node] - v[node + outwards]))
+    return reach
 
 
-def upsample_maps(maps: Tensor, image_size: int | tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Resize maps (B, h, w) to the image (B, H, W), as float32, pixel centres aligned.
+@_compiled
+def _snap(low: float, high: float, nodes: int, pixels: int) -> tuple[int, int]:
+    """The pixels whose centres lie strictly between two positions among the nodes; or the nearest to them."""
+    scale = pixels / nodes
+    low, high = (low + 0.5) * scale - 0.5, (high + 0.5) * scale - 0.5
+    first, stop = int(np.floor(low + _NEARLY)) + 1, int(np.ceil(high - _NEARLY))
+    if first >= stop:
+        middle = (low + high) / 2
+        first, stop = int(np.ceil(middle - 0.5 - _NEARLY)), int(np.floor(middle + 0.5 + _NEARLY)) + 1
+    return max(first, 0), min(stop, pixels)
 
-    Raises
-    ------
-    ValueError
-        If the shape is not (B, h, w), the size not positive, or the mode not ``bilinear`` or ``bicubic``.
 
-    Examples
-    --------
-    >>> upsample_maps(torch.tensor([[[0.0, 1.0]]]), (1, 4))
-    tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
+@_compiled
+def _surface_boxes(maps: np.ndarray, thresholds: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes (B, T, 4) of maps (B, h, w) that run from 0 to 1, at increasing thresholds.
+
+    From the highest threshold down, nodes rise above the level, and then saddles; each joins what it touches
+    (union-find; a component's root is its first node). Bounds on the areas spare most of their computation.
     """
-    _check_maps(maps)
-    if mode not in ("bilinear", "bicubic"):
-        raise ValueError(f"mode must be 'bilinear' or 'bicubic', got {mode!r}")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"image_size must be a positive side or (height, width), got {image_size!r}")
-    return F.interpolate(maps.float()[:, None], size=size, mode=mode, align_corners=False)[:, 0]
+    count, h, w = maps.shape
+    nodes, levels = h * w, len(thresholds)
+    boxes = np.zeros((count, levels, 4), dtype=np.float32)
+    parent = np.empty(nodes, np.int64)  # -1 while not above the level
+    roots = np.empty(nodes, np.int64)
+    span = np.empty((nodes, 4), np.int64)  # of a root: columns and rows x0 y0 x1 y1 of its nodes
+    size = np.empty(nodes, np.int64)  # of a root: how many nodes
+    solid = np.empty(nodes, np.int64)  # of a root: how many quarters of cells lie wholly above the level
+    first = np.empty(levels + 1, np.int64)  # [k]: the first event (node or saddle) above just k thresholds
+    after = np.empty(
+        2 * nodes, np.int64
+    )  # the event after it; nodes + i: saddle of the cell that begins at i
+    for index in range(count):
+        v = maps[index].reshape(-1)
+        parent[:] = -1
+        first[:] = -1
+        for y in range(h - 1):
+            for x in range(w - 1):
+                i = y * w + x
+                a, b, c, d = v[i], v[i + 1], v[i + w], v[i + w + 1]
+                if min(a, d) > max(b, c) or min(b, c) > max(a, d):
+                    rank = np.searchsorted(thresholds, _saddle(a, b, c, d))
+                    after[nodes + i] = first[rank]
+                    first[rank] = nodes + i
+        for i in range(nodes - 1, -1, -1):
+            rank = np.searchsorted(thresholds, v[i])
+            after[i] = first[rank]
+            first[rank] = i  # before the saddles
+        found = 0
+        for t in range(levels - 1, -1, -1):
+            event = first[t + 1]
+            while event >= 0:
+                i = event % nodes
+                y, x = i // w, i % w
+                if event < nodes:
+                    parent[i] = i
+                    span[i, 0], span[i, 1], span[i, 2], span[i, 3] = x, y, x, y
+                    size[i], solid[i] = 1, 0
+                    roots[found] = i
+                    found += 1
+                    for turn in range(4):
+                        y2, x2 = y + (turn // 2) * 2 - 1, x + (turn % 2) * 2 - 1
+                        y2, x2 = min(max(y2, 0), h - 1), min(max(x2, 0), w - 1)
+                        if parent[y2 * w + x] >= 0 and parent[y * w + x2] >= 0 and parent[y2 * w + x2] >= 0:
+                            solid[i] += (1 + (y2 != y)) * (1 + (x2 != x))
+                    ends = (
+                        (i, i - w, y > 0),
+                        (i, i + w, y < h - 1),
+                        (i, i - 1, x > 0),
+                        (i, i + 1, x < w - 1),
+                    )
+                else:
+                    falling = v[i] > v[i + 1]
+                    ends = (
+                        (i, i + w + 1, falling),
+                        (i + 1, i + w, not falling),
+                        (i, i, False),
+                        (i, i, False),
+                    )
+                for one, other, linked in ends:
+                    if linked and parent[other] >= 0:
+                        root, gone = _find(parent, one), _find(parent, other)
+                        if root != gone:
+                            root, gone = min(root, gone), max(root, gone)
+                            parent[gone] = root
+                            span[root, 0] = min(span[root, 0], span[gone, 0])
+                            span[root, 1] = min(span[root, 1], span[gone, 1])
+                            span[root, 2] = max(span[root, 2], span[gone, 2])
+                            span[root, 3] = max(span[root, 3], span[gone, 3])
+                            size[root] += size[gone]
+                            solid[root] += solid[gone]
+                event = after[event]
+            alive, most = 0, 0
+            for k in range(found):
+                if parent[roots[k]] == roots[k]:  # not absorbed by another
+                    roots[alive] = roots[k]
+                    most = max(most, solid[roots[k]])
+                    alive += 1
+            found = alive
+            if not found:
+                continue
+            level = thresholds[t]
+            contenders, biggest = 0, 0
+            for k in range(found):
+                root = roots[k]
+                across = (span[root, 2] - span[root, 0] + 2) * (span[root, 3] - span[root, 1] + 2)
+                if 4 * min(across, 3 * size[root] + 1) >= most:
+                    roots[k], roots[contenders] = roots[contenders], root
+                    if size[root] > size[roots[biggest]]:
+                        biggest = contenders
+                    contenders += 1
+            roots[0], roots[biggest] = roots[biggest], roots[0]
+            best, largest = -1, -1.0
+            left = top = right = bottom = 0.0
+            for k in range(contenders):
+                root = roots[k]
+                x0, y0, x1, y1 = _extent(v, w, level, parent, root, span[root])
+                area = (x1 - x0) * (y1 - y0)
+                if contenders > 1 and area >= largest * (1 - _NEARLY):
+                    area = _component_area(v, w, level, parent, root, span[root])
+                if area > largest * (1 + _NEARLY) or (area >= largest * (1 - _NEARLY) and root < best):
+                    best, largest = root, area
+                    left, top, right, bottom = x0, y0, x1, y1
+            boxes[index, t, 0], boxes[index, t, 2] = _snap(left, right, w, width)
+            boxes[index, t, 1], boxes[index, t, 3] = _snap(top, bottom, h, height)
+    return boxes
 
 
 def normalise_maps(maps: Tensor) -> Tensor:
@@ -315,10 +317,8 @@ def normalise_maps(maps: Tensor) -> Tensor:
     """
     _check_maps(maps)
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    span = high - low
-    bad = (
-        (~torch.isfinite(span)).flatten().nonzero().flatten()
-    )  # NaN and infinities survive min, max and difference
+    span = high - low  # NaN and infinities survive minimum, maximum and difference
+    bad = (~torch.isfinite(span)).flatten().nonzero().flatten()
     if len(bad):
         raise ValueError(
             f"map {int(bad[0])} has NaN or infinite values (or a range beyond its dtype); "
@@ -333,46 +333,86 @@ def boxes_from_maps(
     thresholds: Tensor | Sequence[float],
     mode: str = "bilinear",
 ) -> Tensor:
-    """Boxes of the largest component of each map above each threshold, all thresholds in one pass.
+    """Boxes of the largest component of each map's surface above each threshold.
 
-    Upsample, scale to [0, 1], keep pixels > threshold, take the largest 8-connected component by pixel
-    count (among equals the first in raster order), return its bounding box.
+    The surface is bilinear between the map's values and constant beyond the outer ones; the pixels of torch's
+    ``interpolate`` (``align_corners=False``) lie on it. A threshold t is the level ``min + t (max − min)``.
+    What lies strictly above the level joins along the edge between neighbouring values, and across a cell
+    (a, b; c, d) if its saddle ``(ad − bc) / (a + d − b − c)`` is above, too. The largest component has most
+    area; among equals, the one whose first value in raster order is first. The box holds the pixels whose
+    centres lie strictly between the ends of the component, which are reached on the edges; where there are
+    none, the pixel nearest to the middle (both of two as near). Image size costs neither time nor memory.
+
+    A crossing ``(value − level) / (value − neighbour)`` is rounded once in float64, so what lies within 1e-9
+    of a pixel's centre counts as on it, and areas within 1e-9 of each other as equal.
 
     Parameters
     ----------
-    maps : (B, h, w), signed
+    maps : (B, h, w), signed; computed in float64
     image_size : H = W, or (H, W)
-    thresholds : (T,) finite, in any order; a share of the map's range (compared in float32)
-    mode : ``"bilinear"`` or ``"bicubic"``
+    thresholds : (T,) finite, in any order; a share of the map's range, compared as float64
+    mode : ``"bilinear"``, or ``"bicubic"``, which is left to :func:`pixel_boxes`
 
     Returns
     -------
-    (B, T, 4) float32 on the maps' device, pixels x0 y0 x1 y1, half-open; zeros where no pixel exceeds the
-    threshold
+    (B, T, 4) float32 on the maps' device, pixels x0 y0 x1 y1, half-open; zeros where nothing lies above
 
     Raises
     ------
     ValueError
-        On a wrong shape, NaN or infinite maps, or thresholds that are empty or not finite.
+        On a wrong shape, size or mode, NaN or infinite maps, or thresholds that are empty or not finite.
+    TypeError
+        If the maps are not floating point.
 
     Examples
     --------
     >>> maps = torch.zeros(1, 4, 4)
     >>> maps[0, 1:3, 2:] = torch.tensor([[0.4, 1.0], [0.4, 0.4]])
-    >>> boxes_from_maps(maps, 4, [0.2, 0.5]).tolist()
-    [[[2.0, 1.0, 4.0, 3.0], [3.0, 1.0, 4.0, 2.0]]]
+    >>> boxes_from_maps(maps, 8, [0.2, 0.5]).tolist()
+    [[[4.0, 1.0, 8.0, 6.0], [5.0, 2.0, 8.0, 5.0]]]
     """
-    levels = torch.as_tensor(thresholds, dtype=torch.float32).cpu()
-    if levels.ndim != 1 or not len(levels) or not torch.isfinite(levels).all():
-        raise ValueError(f"thresholds must be a non-empty list of finite numbers, got {thresholds!r}")
-    ordered, position = levels.unique(return_inverse=True)
+    if mode != "bilinear":
+        return pixel_boxes(maps, image_size, thresholds, mode)
+    height, width = _sides(image_size, "image_size")
+    levels, position = _levels(thresholds).unique(return_inverse=True)
     _check_maps(maps)
-    side = (image_size, image_size) if isinstance(image_size, int) else image_size
-    boxes = []
-    for chunk in maps.detach().split(max(1, _CHUNK_PIXELS // max(1, side[0] * side[1]))):
-        values = normalise_maps(upsample_maps(chunk, image_size, mode))
-        boxes.append(largest_component_boxes(values.cpu().numpy(), ordered.numpy()))
-    return torch.from_numpy(np.concatenate(boxes)).float()[:, position].to(maps.device)  # (B, T, 4)
+    values = normalise_maps(maps.detach().to("cpu", torch.float64)).contiguous()
+    boxes = _surface_boxes(values.numpy(), levels.numpy(), height, width)
+    return torch.from_numpy(boxes)[:, position].to(maps.device)  # (B, T, 4)
+
+
+def pixel_boxes(
+    maps: Tensor,
+    image_size: int | tuple[int, int],
+    thresholds: Tensor | Sequence[float],
+    mode: str = "bilinear",
+) -> Tensor:
+    """Boxes from pixels, with the arguments of :func:`boxes_from_maps`: enlarge, scale to [0, 1], label.
+
+    Components are 8-connected, the largest has most pixels (among equals the first in raster order), and the
+    range is that of the pixels. Slow, but good for any surface; a bilinear one's boxes are checked by it.
+
+    Examples
+    --------
+    >>> pixel_boxes(torch.eye(3)[None], 9, [0.6], mode="bicubic").tolist()
+    [[[0.0, 0.0, 3.0, 3.0]]]
+    """
+    if mode not in ("bilinear", "bicubic"):
+        raise ValueError(f"mode must be 'bilinear' or 'bicubic', got {mode!r}")
+    side, levels = _sides(image_size, "image_size"), _levels(thresholds)
+    _check_maps(maps)
+    boxes = torch.zeros(len(maps), len(levels), 4)
+    for b, map_ in enumerate(maps.detach()):  # one by one: memory does not grow with the number of maps
+        exact = map_ if map_.dtype == torch.float64 else map_.float()
+        pixels = F.interpolate(exact[None, None], size=side, mode=mode, align_corners=False)[0]
+        values = normalise_maps(pixels)[0].cpu().numpy()
+        for t, level in enumerate(levels.numpy().astype(values.dtype)):
+            labels, count = ndimage.label(values > level, structure=np.ones((3, 3)))
+            if count:
+                largest = np.bincount(labels.ravel())[1:].argmax()  # labels run in raster order
+                y, x = ndimage.find_objects(labels)[largest]
+                boxes[b, t] = torch.tensor([x.start, y.start, x.stop, y.stop])
+    return boxes.to(maps.device)
 
 
 def iou_with_truth(boxes: Tensor, truth: Tensor) -> Tensor:
@@ -413,6 +453,14 @@ def iou_with_truth(boxes: Tensor, truth: Tensor) -> Tensor:
             )
     iou = box_iou(boxes.double(), truth.double())  # (B, T, M)
     return iou.nan_to_num(0.0).amax(-1)  # two boxes without area: 0 / 0
+
+
+@dataclass(frozen=True)
+class LocalizationResult:
+    """Shares of images in [0, 1] at each of T thresholds."""
+
+    gt_known: Tensor  # (T,) IoU reaches the criterion
+    top1: Tensor | None  # (T,) and the predicted class is right; None where no predictions were given
 
 
 def localization_accuracy(
@@ -542,6 +590,22 @@ def select_threshold(
     stretches = np.split(tied, np.flatnonzero(np.diff(tied) > 1) + 1)
     longest = max(stretches, key=len)
     return int(longest[(len(longest) - 1) // 2])
+
+
+def _sides(size: int | tuple[int, int], name: str) -> tuple[int, int]:
+    """Height and width of an image that is given by one side or both."""
+    given = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    whole = all(isinstance(side, int | np.integer) for side in given)
+    if len(given) != 2 or not whole or min(given) < 1:
+        raise ValueError(f"{name} must be a positive side or (height, width) in whole pixels, got {size!r}")
+    return int(given[0]), int(given[1])
+
+
+def _levels(thresholds: Tensor | Sequence[float]) -> Tensor:
+    levels = torch.as_tensor(thresholds, dtype=torch.float64).cpu()
+    if levels.ndim != 1 or not len(levels) or not torch.isfinite(levels).all():
+        raise ValueError(f"thresholds must be a non-empty list of finite numbers, got {thresholds!r}")
+    return levels
 
 
 def _check_maps(maps: Tensor) -> None:

@@ -55,25 +55,16 @@ def official_running_average(hits: Tensor, batch_size: int) -> float:
     0.75
     """
     if hits.ndim != 1 or not len(hits):
-        raise ValueError(f"hits must have shape (N,) with N > 0, got {tuple(hits.shape)}")
-    return float(hits.double() @ official_weights(len(hits), batch_size)) / len(hits)
-
-
-def official_weights(n: int, batch_size: int) -> Tensor:
-    """Weight (N,) of each image in :func:`official_running_average`; 1 for all would be hits over count.
-
-    Examples
-    --------
-    >>> official_weights(4, 2).tolist()
-    [1.5, 1.5, 0.5, 0.5]
-    """
-    if batch_size < 1 or n < 1:
-        raise ValueError(f"need a positive number of images and batch size, got {n} and {batch_size}")
+        raise ValueError(f"hits must be (N,) with N at least 1, got {tuple(hits.shape)}; score images first")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}; the official ones are 30 to 1280")
+    n = len(hits)
     ends = torch.arange(batch_size, n + batch_size, batch_size, dtype=torch.float64).clamp(max=n)
     sizes = ends.diff(prepend=torch.zeros(1, dtype=torch.float64))
     # An image counts in the running average of its own batch and in all later ones.
     later = (sizes / ends).flip(0).cumsum(0).flip(0)
-    return later.repeat_interleave(sizes.long())
+    weights = later.repeat_interleave(sizes.long()).to(hits.device)  # (N,)
+    return float(hits.double() @ weights) / n
 
 
 def official_tiny_boxes(boxes: Tensor) -> Tensor:
@@ -91,7 +82,7 @@ def official_tiny_boxes(boxes: Tensor) -> Tensor:
 def official_box_transform(boxes: Tensor, image_size: tuple[float, float], resize: int, crop: int) -> Tensor:
     """Boxes in original pixels (..., 4) to network pixels, by a resize to ``resize − 1`` and a floored shift.
 
-    ``x / W · (resize − 1) − floor((resize − 1 − crop) / 2)``, not clipped to the crop.  For 64-pixel images
+    ``x / W · (resize − 1) − floor((resize − 1 − crop) / 2)``, not clipped to the crop. For 64-pixel images
     without a crop the shift is −1: every box moves by one pixel.
 
     Parameters
@@ -126,10 +117,10 @@ def official_threshold(threshold: float) -> float:
     >>> round(official_threshold(0.2), 6)
     0.203125
     """
-    from matplotlib import colormaps  # here alone: slow to import, and all else on this floor goes without
+    from matplotlib import colormaps  # slow to import, and needed here alone
 
     if not 0 <= threshold < 1:
-        raise ValueError(f"threshold must be in [0, 1), got {threshold}")
+        raise ValueError(f"threshold must be in [0, 1), got {threshold}; it is a share of the map's range")
     colours = (colormaps["cubehelix"](np.arange(256))[:, :3] * 255).astype(np.uint8)
     grey = np.rint(colours @ np.array([0.299, 0.587, 0.114]))
     least = np.flatnonzero(grey > int(threshold * 255))[0] / 256

@@ -7,8 +7,18 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from infocam_utils.cam import InfoCAM, class_activation_maps, contrast_weights, info_cam, region_sum
-from infocam_utils.classifiers.adapt import Classifier
+from infocam_utils.cam import (
+    InfoCAM,
+    class_activation_maps,
+    common_share,
+    contrast_weights,
+    feature_norm_maps,
+    info_cam,
+    region_sum,
+    with_common_vector,
+    zero_sum,
+)
+from infocam_utils.classifiers.adapt import Classifier, adapt
 from infocam_utils.classifiers.backbones import classifier
 
 VARIANTS = (None, "others", "least_likely", "runner_up")
@@ -239,6 +249,57 @@ def test_bad_input_is_refused(batch, change, message):
         info_cam(**(given | change))
 
 
+def test_feature_norm_is_the_euclidean_norm(batch):
+    features = batch[0]
+    torch.testing.assert_close(feature_norm_maps(features), features.square().sum(1).sqrt())
+    with pytest.raises(ValueError, match=r"features must be \(B, C, h, w\), were \(6, 5\)"):
+        feature_norm_maps(features.mean((2, 3)))
+
+
+# ---- the gauge
+
+
+@pytest.fixture
+def head() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(C, K)
+
+
+def test_a_common_vector_moves_cam_and_neither_softmax_nor_infocam(head):
+    features = torch.rand(3, C, 4, 4)
+    pooled, labels = features.mean((2, 3)), torch.tensor([0, 3, 4])
+    moved = with_common_vector(head, scale=2.0)
+    before, after = head(pooled), moved(pooled)
+    torch.testing.assert_close(before.softmax(1), after.softmax(1))
+    for against in VARIANTS[1:]:
+        first = info_cam(features, head.weight, labels, against, before)
+        second = info_cam(features, moved.weight, labels, against, after)
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+    cams = [class_activation_maps(features, h.weight) for h in (head, moved)]
+    assert (cams[0] - cams[1]).abs().max() > 0.1
+
+
+def test_length_of_the_common_vector_is_what_was_asked(head):
+    moved, before = with_common_vector(head, scale=3.0), head.weight.detach().clone()
+    shift = moved.weight - before
+    torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=0, atol=1e-6)  # one for all classes
+    assert float(shift[0].norm()) == pytest.approx(
+        3.0 * float(before.square().sum(1).mean().sqrt()), rel=1e-5
+    )
+    assert torch.equal(with_common_vector(head, 0.0).weight, before)
+    assert torch.equal(with_common_vector(head, 3.0, seed=0).weight, moved.weight)
+    assert not torch.equal(with_common_vector(head, 3.0, seed=1).weight, moved.weight)
+
+
+def test_zero_sum_changes_the_gauge_and_no_prediction(head):
+    moved, pooled = zero_sum(head), torch.rand(6, C)
+    assert common_share(moved.weight) < 1e-6 < common_share(head.weight.detach())
+    torch.testing.assert_close(head(pooled).softmax(1), moved(pooled).softmax(1))
+    assert not moved.weight.requires_grad
+    assert head.weight.requires_grad
+    assert zero_sum(nn.Linear(C, K, bias=False)).bias is None
+
+
 # ---- the context manager
 
 
@@ -292,7 +353,7 @@ def test_the_model_is_left_as_it_was(fails):
     cam = InfoCAM(model)
     assert modes(model) == before
     passes = []
-    handle = model.conv.register_forward_hook(lambda *_: passes.append(1))
+    handle = model.conv.register_forward_hook(lambda _, images, out: passes.append(len(out)))
     if fails:
         with pytest.raises(ValueError, match="floating"), cam:
             cam(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
@@ -301,7 +362,11 @@ def test_the_model_is_left_as_it_was(fails):
             assert not any(modes(model))
             output = cam(torch.randn(2, 3, 16, 16))
             output.maps.sub_(1.0)  # an ordinary tensor, without gradient
-        assert len(passes) == 1
+            assert passes == [2, 1]  # images of each forward pass: at a new size one is seen by the model too
+            cam(torch.randn(2, 3, 16, 16))
+            assert passes == [2, 1, 2]
+            cam(torch.randn(2, 3, 16, 17))
+            assert passes == [2, 1, 2, 2, 1]
         assert not output.maps.requires_grad
         assert not output.maps.is_inference()
     handle.remove()
@@ -311,6 +376,112 @@ def test_the_model_is_left_as_it_was(fails):
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(RuntimeError, match="inside its block"):
         cam(torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("size", [100, 20])
+def test_logits_are_the_models_own_at_odd_maps(size):
+    """At 224 pixels the map has 56 cells a side, which halve; at 100 and 20 it has 25 and 5, which do not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, K),
+    )
+    nn.init.normal_(model[5].weight)
+    images = torch.randn(64, 3, size, size)
+    with InfoCAM(model) as cam, torch.inference_mode():
+        output, own = cam(images), model(images)
+    torch.testing.assert_close(output.logits, own)
+    assert torch.equal(output.labels, own.argmax(1))
+
+
+def window(model: nn.Module) -> nn.Module:
+    """A pooling window that covers the map of a 224-pixel image, as networks of one size have it."""
+    return nn.Sequential(model, nn.AvgPool2d(7), nn.Flatten(), nn.Linear(8, K))
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_sizes_at_which_the_pooling_leaves_cells_out_are_refused(images):
+    torch.manual_seed(0)
+    model = window(nn.Sequential(nn.Conv2d(3, 8, 32, 32), nn.ReLU()))
+    with InfoCAM(model) as cam:
+        assert cam(torch.randn(images, 3, 224, 224)).maps.shape == (images, 7, 7)
+        for _ in range(2):  # a refused size stays refused
+            with pytest.raises(
+                ValueError, match=r"\(3, 256, 256\).*mean of its maps \(off.*AdaptiveAvgPool2d"
+            ):
+                cam(torch.randn(images, 3, 256, 256))
+        with pytest.raises(ValueError, match=r"fails on images of \(3, 448, 448\).*size it was made for"):
+            cam(torch.randn(images, 3, 448, 448))  # 2x2 windows, for which the linear layer is too small
+        assert cam(torch.randn(images, 3, 224, 224)).maps.shape == (images, 7, 7)
+
+
+def test_another_rounding_of_batches_is_not_taken_for_another_pooling():
+    class Noisy(nn.Module):
+        """Rounds batches otherwise than single images, as reduced precision does."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 + 0.01 * (x.shape[0] > 1))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Noisy(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K))
+    with InfoCAM(model) as cam:
+        assert cam(torch.randn(2, 3, 16, 16)).logits.shape == (2, K)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nested_blocks_end_one_by_one(fails):
+    model = Frozen().train()
+    cam, images = InfoCAM(model), torch.randn(1, 3, 16, 16)
+    before = modes(model)
+    with cam:
+        if fails:
+            with pytest.raises(ValueError, match="floating"), cam:
+                cam(images.byte())
+        else:
+            with cam:
+                cam(images)
+        assert not any(modes(model))
+        cam(images)  # the outer block is still open
+    assert modes(model) == before
+    with pytest.raises(RuntimeError, match="inside its block"):
+        cam(images)
+
+
+def test_a_replaced_head_is_used_or_refused():
+    torch.manual_seed(0)
+    images, other = torch.randn(2, 3, 64, 64), nn.Linear(512, 4)
+    stock = torchvision.models.resnet18(num_classes=K)
+    own = adapt(torchvision.models.resnet18(num_classes=K))
+    first, second = InfoCAM(stock), InfoCAM(own)
+    stock.fc = other
+    with pytest.raises(RuntimeError, match=r"layers of ResNet were replaced.*make a new InfoCAM"), first:
+        first(images)
+    with InfoCAM(stock) as cam:
+        assert cam(images).logits.shape == (2, 4)
+    own.linear = other  # of a `Classifier` the head is a part by name
+    with second:
+        torch.testing.assert_close(second(images).logits, own(images))
+    stock.fc.weight = nn.Parameter(torch.zeros(4, 512))  # new weights in the same layer
+    with cam:
+        torch.testing.assert_close(cam(images).logits, other.bias.detach().expand(2, 4))
+
+
+def test_a_head_that_starts_at_zero_gives_maps_of_zeros():
+    model = torchvision.models.resnet18(num_classes=K)
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    with InfoCAM(model) as cam:
+        assert not cam(torch.randn(1, 3, 64, 64)).maps.any()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_models_are_refused(wrap):
+    with pytest.raises(ValueError, match=r"cannot be traced.*build Classifier\(features, linear\)"):
+        InfoCAM(wrap(Frozen()))
 
 
 def test_images_follow_the_model_in_dtype_and_layout():

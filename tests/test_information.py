@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from infocam_utils import information
 from infocam_utils.information import (
     Estimate,
     PCSoftmaxLoss,
     accuracy,
+    check_labels,
     class_prior,
     entropy,
     log_pc_softmax,
@@ -161,6 +164,28 @@ def test_prior_is_a_buffer_that_moves_and_saves():
     assert not list(loss.parameters())
 
 
+def test_half_precision_models_keep_small_shares():
+    prior = torch.tensor([1 - 1e-8, 1e-8], dtype=torch.float64)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 2), PCSoftmaxLoss(prior))
+    for dtype in (torch.float16, torch.bfloat16):
+        loss = model.to(dtype)[1]
+        assert model[0].weight.dtype == dtype
+        logits = torch.tensor([[-20.0, 20.0]], dtype=dtype)
+        assert float(loss(logits, torch.tensor([1]))) == pytest.approx(math.log(1e-8), abs=1e-4)
+    assert model.float()[1].prior.dtype == torch.float32  # what can hold the shares is followed
+    again = PCSoftmaxLoss([0.5, 0.5])
+    again.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(again.prior, prior)
+
+
+def test_a_prior_that_was_rounded_to_zero_is_not_loaded():
+    loss = torch.nn.Sequential(PCSoftmaxLoss([0.5, 0.5]))
+    rounded = {"0.prior": torch.tensor([1 - 1e-8, 1e-8]).half()}
+    with pytest.raises(ValueError, match=r"above 0, but is 0\.0 at class 1; class_prior"):
+        loss.load_state_dict(rounded)
+    assert loss[0].prior.tolist() == [0.5, 0.5]
+
+
 # --- PMI and MI
 
 
@@ -246,6 +271,86 @@ def test_one_pair_has_an_infinite_interval():
     assert estimate.n == 1
     assert estimate.low == -math.inf
     assert estimate.high == math.inf
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made while it is on."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given, self.bytes = given.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != self.given:
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("kind", ["pc", "softmax", "log_k_minus_ce"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_beside_the_logits_is_a_chunk_of_rows(kind, dtype, monkeypatch):
+    monkeypatch.setattr(information, "CHUNK", 10_000)
+    logits = torch.randn(2500, 400, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels, prior = torch.arange(2500) % 400, torch.arange(1.0, 401) / 80_200
+    for given in (logits, logits[:, :200]):  # the second is not contiguous
+        classes = given.shape[1]
+        share = prior[:classes] / prior[:classes].sum()
+        with Largest(given) as made:
+            mutual_information(given, labels % classes, share, kind)
+        assert 20_000 <= made.bytes <= 40_000  # a chunk in float32, or all labels; the logits are 2 or 4 MB
+
+
+@pytest.mark.parametrize("kind", ["pc", "softmax", "log_k_minus_ce"])
+def test_reading_in_chunks_is_the_formula_at_once(batch, kind, monkeypatch):
+    logits, labels, prior = batch
+    biased = {"pc": logits - (prior * logits.exp()).sum(1, keepdim=True).log()}
+    biased["softmax"] = logits.log_softmax(1) - prior.log()
+    biased["log_k_minus_ce"] = logits.log_softmax(1) + math.log(K)
+    expected = Estimate.from_samples(biased[kind][torch.arange(B), labels])
+    for chunk in (1, 3 * K, 10**6):  # one row, three rows, all rows at a time
+        monkeypatch.setattr(information, "CHUNK", chunk)
+        found = mutual_information(logits, labels, prior, kind)
+        assert (found.value, found.stderr) == pytest.approx((expected.value, expected.stderr), abs=1e-12)
+        assert found.n == B
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 7), (7, 1), (2, 3), (500, 40)])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_a_sum_of_estimates_is_the_estimate_of_all_samples(sizes, offset):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(n, generator=generator, dtype=torch.float64) for n in sizes)
+    pooled = Estimate.from_samples(first) + Estimate.from_samples(second + offset)
+    whole = Estimate.from_samples(torch.cat([first, second + offset]))
+    assert pooled.n == whole.n
+    for name in ("value", "stderr", "low", "high"):
+        assert getattr(pooled, name) == pytest.approx(getattr(whole, name), rel=1e-12, abs=1e-12), name
+
+
+def test_a_set_read_in_batches_gives_the_estimate_of_the_set(batch):
+    logits, labels, prior = batch
+    first, *rest = (mutual_information(logits[i : i + 9], labels[i : i + 9], prior) for i in range(0, B, 9))
+    for part in rest:
+        first = first + part
+    whole = mutual_information(logits, labels, prior)
+    assert (first.value, first.stderr, first.n) == pytest.approx((whole.value, whole.stderr, B), abs=1e-12)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        whole + 1.0
+
+
+def test_finite_logits_of_any_size_give_finite_values():
+    """The difference of two float32 numbers may be none; the log-probability of the last class is −6e38."""
+    logits, prior = torch.tensor([[3e38, -3e38], [0.0, 0.0]]), [0.5, 0.5]
+    exact = float(logits[0, 1].double() - logits[0, 0].double())
+    for kind in ("pc", "softmax"):
+        pmi = pointwise_mutual_information(logits, prior, kind)
+        assert float(pmi[0, 1]) == pytest.approx(exact)
+    for kind in ("pc", "softmax", "log_k_minus_ce"):
+        estimate = mutual_information(logits, torch.tensor([1, 0]), prior, kind)
+        assert estimate.value == pytest.approx(exact / 2)
+        assert math.isfinite(estimate.high)
+    assert pointwise_mutual_information(logits / 2, prior).dtype == torch.float32  # where it suffices
 
 
 # --- prior, prediction, accuracies
@@ -404,5 +509,11 @@ def test_labels_and_predictions_are_checked():
         accuracy(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match=r"got shape \(0,\)"):
         recalls(torch.zeros(0), torch.zeros(0, dtype=torch.long), 2)
+    with pytest.raises(ValueError, match=r"lie in \[0, 2\], got 3; number the classes"):
+        check_labels(torch.tensor([0, 3]), 3)
+    with pytest.raises(TypeError, match=r"must be integers, got torch\.bool"):
+        check_labels(torch.tensor([True]), 3)
+    with pytest.raises(TypeError, match=r"labels must be a tensor, got list; convert"):
+        mutual_information(torch.zeros(2, 2), [0, 1], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"at least 1 sample, got 0"):
         Estimate.from_samples(torch.zeros(0))

@@ -1,171 +1,248 @@
-"""Boxes against an independent implementation; scores against closed forms and scikit-learn."""
+"""Boxes against pixels, exact cases and symmetries; scores against closed forms and scikit-learn."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from scipy import integrate, ndimage
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from infocam_utils import localization as components
+from infocam_utils import localization
 from infocam_utils.localization import (
     boxes_from_maps,
+    centre_boxes,
     iou_with_truth,
     localization_accuracy,
     max_box_acc,
     max_box_acc_v2,
     normalise_maps,
+    pixel_boxes,
     pxap,
     select_threshold,
-    upsample_maps,
 )
 
+LEVELS = np.concatenate([np.linspace(0.03, 0.97, 25), [0.25, 1 / 3, 0.5, 2 / 3, 0.75]])
 
-def labelled_boxes(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """One labelling per map and threshold; most pixels, then the first pixel in raster order."""
-    boxes = np.zeros((len(values), len(thresholds), 4), dtype=np.int64)
+
+def pixels_above(maps: Tensor, size: tuple[int, int], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of pixels of the surface, the range that of the nodes; the runner-up's area (largest: 1)."""
+    values = F.interpolate(normalise_maps(maps.double())[:, None], size=size, mode="bilinear")[:, 0].numpy()
+    boxes, runner_up = np.zeros((len(maps), len(levels), 4)), np.zeros((len(maps), len(levels)))
     for b, t in np.ndindex(boxes.shape[:2]):
-        labels, count = ndimage.label(values[b] > thresholds[t], structure=np.ones((3, 3)))
+        labels, count = ndimage.label(values[b] > levels[t], structure=np.ones((3, 3)))
         if count:
-            pixels = [np.flatnonzero(labels == c) for c in range(1, count + 1)]
-            largest = min(pixels, key=lambda p: (-len(p), p[0]))
-            y, x = np.divmod(largest, values.shape[2])
-            boxes[b, t] = x.min(), y.min(), x.max() + 1, y.max() + 1
-    return boxes
+            areas = np.bincount(labels.ravel())[1:]
+            y, x = ndimage.find_objects(labels)[areas.argmax()]
+            boxes[b, t] = x.start, y.start, x.stop, y.stop
+            runner_up[b, t] = np.sort(areas)[-2] / areas.max() if count > 1 else 0
+    return boxes, runner_up
 
 
-def random_values(seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
-    height, width, count = (int(n) for n in (*rng.integers(1, 26, 2), rng.integers(1, 4)))
-    coarse = torch.rand(count, 1, 4, 5, generator=generator)
-    yield "noise", rng.random((count, height, width))
-    yield "few values", rng.integers(0, 4, (count, height, width)) / 3
-    yield "binary", rng.integers(0, 2, (count, height, width)).astype(float)
-    for mode in ("bilinear", "nearest"):
-        yield mode, F.interpolate(coarse, size=(height, width), mode=mode)[:, 0].numpy()
-    yield "bicubic", F.interpolate(coarse, size=(height, width), mode="bicubic")[:, 0].clamp(0, 1).numpy()
+def hills(count: int, h: int, w: int, generator: torch.Generator) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    centre = torch.tensor([h, w]) * torch.rand(count, 3, 1, 1, 2, generator=generator)
+    width = (0.1 + 0.3 * torch.rand(count, 3, 1, 1, generator=generator)) * max(h, w)
+    height = torch.rand(count, 3, 1, 1, generator=generator)
+    distance = (torch.stack([y, x], -1) - centre).square().sum(-1)
+    return (height * torch.exp(-distance / (2 * width**2))).sum(1)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_components_equal_labelling(seed: int) -> None:
-    for kind, made in random_values(seed):
-        values = made.astype(np.float32)
-        # thresholds equal to pixel values, outside the range, and closer together than any table resolves
-        own = values.reshape(-1)[:3]
-        near = np.nextafter(own, np.float32(2))
-        others = [-0.5, 0, 1 / 3, 1, 1.5, *np.random.default_rng(seed).random(6)]
-        thresholds = np.unique(np.concatenate([others, own, near]).astype(np.float32))
-        found = components.largest_component_boxes(values, thresholds)
-        np.testing.assert_array_equal(found, labelled_boxes(values, thresholds), err_msg=kind)
+def maps_of(kind: str, h: int, w: int, generator: torch.Generator) -> Tensor:
+    if kind == "hills":
+        return hills(4, h, w, generator)
+    if kind == "noise":
+        return torch.rand(4, h, w, generator=generator)
+    values = {"plateaus": 5, "binary": 2}[kind]
+    return torch.randint(0, values, (4, h, w), generator=generator) / (values - 1)
 
 
-@pytest.mark.parametrize("size", [(7, 7), (14, 14), (64, 64)])
-def test_boxes_at_working_size_equal_labelling(size: tuple[int, int]) -> None:
-    maps = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-    thresholds = torch.arange(0, 1, 0.11)
-    values = normalise_maps(upsample_maps(maps, 224)).numpy()
-    expected = labelled_boxes(values, thresholds.numpy())
-    np.testing.assert_array_equal(boxes_from_maps(maps, 224, thresholds).numpy(), expected)
+# What is left over: gaps, bridges and points of the surface that are narrower than a pixel, and areas that are
+# nearly equal. Binary maps at t = 0.5 have nothing but saddles on the level.
+@pytest.mark.parametrize(
+    ("kind", "share", "clear_share"),
+    [("hills", 0.99, 1.0), ("noise", 0.95, 0.995), ("plateaus", 0.94, 0.99), ("binary", 0.94, 0.99)],
+)
+def test_boxes_lie_within_a_pixel_of_pixels(kind: str, share: float, clear_share: float) -> None:
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    near: list[np.ndarray] = []
+    clear: list[np.ndarray] = []
+    for _ in range(40):
+        h, w, across, down = (int(n) for n in (*rng.integers(1, 14, 2), *rng.integers(8, 18, 2)))
+        maps, size = maps_of(kind, h, w, generator), (h * down, w * across)
+        boxes = boxes_from_maps(maps, size, LEVELS).numpy()
+        expected, runner_up = pixels_above(maps, size, LEVELS)
+        distance = np.abs(boxes - expected).max(-1)
+        around = [boxes_from_maps(maps, size, LEVELS + step).numpy() for step in (-0.04, 0.04)]
+        settled = np.all([np.abs(box - boxes).max(-1) <= 2 for box in around], axis=0) & (runner_up < 0.95)
+        near.append(distance.ravel() <= 1)
+        clear.append(distance[settled] <= 1)
+    assert np.concatenate(near).mean() >= share
+    assert np.concatenate(clear).mean() >= clear_share
+    assert np.concatenate(clear).size > 500
 
 
-def spiral(side: int) -> np.ndarray:
-    """One 4-connected path of rising values around a wall of zeros: the longest possible climb."""
-    value, seen = np.zeros((side, side)), np.zeros((side, side), dtype=bool)
-    y = x = step = 0
-    dy, dx = 0, 1
-    while True:
-        step += 1
-        value[y, x] = step
-        seen[y, x] = True
-        for _ in range(2):
-            ahead, beyond = (y + dy, x + dx), (y + 2 * dy, x + 2 * dx)
-            inside = 0 <= ahead[0] < side and 0 <= ahead[1] < side and not seen[ahead]
-            free = not (0 <= beyond[0] < side and 0 <= beyond[1] < side and seen[beyond])
-            if inside and free:
-                y, x = ahead
-                break
-            dy, dx = dx, -dy
-        else:
-            return value / step
+@pytest.mark.parametrize("size", [7, 8, 50, 256])
+def test_one_hill_is_found_to_the_pixel_at_every_size(size: int) -> None:
+    y, x = torch.meshgrid(torch.arange(7.0), torch.arange(7.0), indexing="ij")
+    hill = torch.exp(-((x - 2.2) ** 2 / 3 + (y - 4.1) ** 2 / 5))[None]
+    levels = np.linspace(0.01, 0.85, 20)
+    boxes, _ = pixels_above(hill, (size, size), levels)
+    np.testing.assert_allclose(boxes_from_maps(hill, size, levels).numpy(), boxes, atol=1)
 
 
-@pytest.mark.parametrize("turn", range(4))
-def test_long_climbs(turn: int) -> None:
-    values = np.rot90(spiral(23), turn)[None].astype(np.float32).copy()
-    thresholds = np.linspace(0, 1, 20, dtype=np.float32)
-    np.testing.assert_array_equal(
-        components.largest_component_boxes(values, thresholds), labelled_boxes(values, thresholds)
-    )
+def test_pixels_follow_torch_interpolate_at_crossings() -> None:
+    # 0 1 enlarged to 4 pixels is 0, 1/4, 3/4, 1: a threshold on a pixel leaves it out, one below takes it in
+    row = torch.tensor([[[0.0, 1.0]]])
+    starts = boxes_from_maps(row, (3, 4), [-0.1, 0.0, 0.2, 0.25, 0.7, 0.75, 0.8, 1.0])[0]
+    assert starts[:, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 0]
+    assert starts[:, 2].tolist() == [4, 4, 4, 4, 4, 4, 4, 0]
+    assert starts[:, 3].tolist() == [3, 3, 3, 3, 3, 3, 3, 0]
+    assert torch.equal(starts, pixel_boxes(row, (3, 4), [-0.1, 0.0, 0.2, 0.25, 0.7, 0.75, 0.8, 1.0])[0])
 
 
-def test_diagonal_neighbours_connect() -> None:
-    maps = torch.eye(5)[None]
-    assert boxes_from_maps(maps, 5, [0.5]).tolist() == [[[0.0, 0.0, 5.0, 5.0]]]
-    assert boxes_from_maps(maps.flip(-1), 5, [0.5]).tolist() == [[[0.0, 0.0, 5.0, 5.0]]]
+def test_diagonals_join_at_the_saddle() -> None:
+    # the saddle is (0.9 * 0.8 − 0.2 * 0) / (0.9 + 0.8 − 0.2 − 0) = 0.48; above it, the corner of 0.9 ends at
+    # 0.41 / 0.7 of the way to 0.2 and at 0.41 / 0.9 of the way to 0, which are pixels 108.07 and 95.06
+    cell, levels = torch.tensor([[[0.9, 0.2], [0.0, 0.8]]], dtype=torch.float64), [0.47 / 0.9, 0.49 / 0.9]
+    assert boxes_from_maps(cell, 200, levels).tolist() == [[[0, 0, 200, 200], [0, 0, 109, 96]]]
+    assert boxes_from_maps(cell.flip(-1), 200, levels).tolist() == [[[0, 0, 200, 200], [91, 0, 200, 96]]]
 
 
-def test_opposite_borders_do_not_connect() -> None:
-    maps = torch.zeros(2, 3, 4)
-    maps[0, 0, 3] = maps[0, 1, 0] = maps[0, 1, 1] = 1.0  # end of one row, start of the next
-    maps[1, 0, 0] = maps[0, 2, 3] = 1.0  # end of one map, start of the next
-    assert boxes_from_maps(maps, (3, 4), [0.5]).tolist() == [[[0.0, 1.0, 2.0, 2.0]], [[0.0, 0.0, 1.0, 1.0]]]
+def test_a_saddle_on_the_level_does_not_join() -> None:
+    assert boxes_from_maps(torch.eye(2)[None], 8, [0.5 - 1e-6, 0.5]).tolist() == [
+        [[0, 0, 8, 8], [0, 0, 4, 4]]
+    ]
+    assert boxes_from_maps(torch.eye(2)[None].flip(-1), 8, [0.5]).tolist() == [[[4, 0, 8, 4]]]
 
 
-def test_larger_component_wins_and_ties_go_to_the_first_pixel() -> None:
+def test_area_of_a_cell_equals_integration() -> None:
+    rng = np.random.default_rng(0)
+    cases = [*rng.normal(size=(300, 4)), *rng.integers(-2, 3, (100, 4)).astype(float)]
+    for a, b, c, d in cases:
+
+        def height(x: float, a: float = a, b: float = b, c: float = c, d: float = d) -> float:
+            top, bottom = a + (b - a) * x, c + (d - c) * x
+            if top > 0 and bottom > 0:
+                return 1.0
+            high, low = max(top, bottom), min(top, bottom)
+            return high / (high - low) if high > 0 else 0.0
+
+        breaks = [v / (v - u) for v, u in ((a, b), (c, d)) if v * u < 0]
+        expected = integrate.quad(height, 0, 1, points=breaks or None, limit=200)[0]
+        marks = [bool(v > 0) for v in (a, b, c, d)]
+        assert localization._cell_area(a, b, c, d, *marks) == pytest.approx(expected, abs=1e-6)
+        one_by_one = [
+            localization._cell_area(a, b, c, d, *(m and k == i for i, m in enumerate(marks)))
+            for k in range(4)
+            if marks[k]
+        ]
+        if marks in ([True, False, False, True], [False, True, True, False]) and a * d - b * c != 0:
+            saddle = (a * d - b * c) / (a + d - b - c)
+            assert sum(one_by_one) == pytest.approx(expected if saddle <= 0 else 2 * expected, abs=1e-6)
+
+
+def test_largest_has_most_area_and_equals_go_to_the_first_node() -> None:
     maps = torch.zeros(1, 3, 9)
-    maps[0, 0, 8] = maps[0, 1, 0] = 1.0
-    assert boxes_from_maps(maps, (3, 9), [0.5])[0, 0].tolist() == [8.0, 0.0, 9.0, 1.0]
-    maps[0, 1, 1] = 0.9
-    assert boxes_from_maps(maps, (3, 9), [0.5])[0, 0].tolist() == [0.0, 1.0, 2.0, 2.0]
-    assert boxes_from_maps(maps, (3, 9), [0.95])[0, 0].tolist() == [8.0, 0.0, 9.0, 1.0]
+    maps[0, 0, 8] = maps[0, 2, 0] = 1.0  # two corners of the image, alike
+    assert boxes_from_maps(maps, (30, 90), [0.45])[0, 0].tolist() == [80, 0, 90, 10]
+    maps[0, 2, 1] = 0.9
+    assert boxes_from_maps(maps, (30, 90), [0.45])[0, 0].tolist() == [0, 20, 20, 30]
+    assert boxes_from_maps(maps, (30, 90), [0.95])[0, 0].tolist() == [0, 25, 10, 30]  # half-way to 0.9
+    # a node within the map has four quarters around it, a corner's surface goes on to the image's border
+    inside = torch.zeros(1, 5, 5)
+    inside[0, 0, 0] = inside[0, 3, 3] = 1.0
+    assert boxes_from_maps(inside, 50, [0.5])[0, 0].tolist() == [30, 30, 40, 40]
 
 
-def test_thresholds_in_any_order_and_repeated() -> None:
+def test_a_box_never_vanishes_while_something_is_above() -> None:
+    peak = torch.zeros(1, 9, 9)
+    peak[0, 3, 5] = 1.0
+    assert boxes_from_maps(peak, 9, [0.999, 1.0]).tolist() == [[[5, 3, 6, 4], [0, 0, 0, 0]]]
+    assert boxes_from_maps(peak, 4, [0.999]).tolist() == [[[2, 1, 3, 2]]]  # between pixels, at 1.06 and 1.94
+    assert boxes_from_maps(peak[:, 1:6, 3:8], 10, [0.999]).tolist() == [[[4, 4, 6, 6]]]  # two are as near
+
+
+@pytest.mark.parametrize("kind", ["hills", "noise"])
+def test_boxes_follow_symmetries(kind: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    for h, w in itertools.product((1, 2, 7, 12), (1, 3, 8)):
+        maps = maps_of(kind, h, w, generator).double()
+        boxes = boxes_from_maps(maps, (90, 70), LEVELS)
+        assert torch.equal(boxes_from_maps(3.7 * maps - 11, (90, 70), LEVELS), boxes)
+        mirrored = boxes_from_maps(maps.flip(-1), (90, 70), LEVELS)
+        left_right = torch.stack([70 - boxes[..., 2], boxes[..., 1], 70 - boxes[..., 0], boxes[..., 3]], -1)
+        found = boxes[..., 2:].any(-1, keepdim=True)
+        assert torch.equal(mirrored, torch.where(found, left_right, boxes))
+        assert torch.equal(boxes_from_maps(maps.mT, (70, 90), LEVELS), boxes[..., [1, 0, 3, 2]])
+
+
+def test_thresholds_in_any_order_repeated_and_one_by_one() -> None:
     maps = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(2))
-    boxes = boxes_from_maps(maps, 30, [0.7, 0.1, 0.7])
-    torch.testing.assert_close(boxes, boxes_from_maps(maps, 30, [0.1, 0.7])[:, [1, 0, 1]])
+    levels = torch.rand(50, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    boxes = boxes_from_maps(maps, 30, levels)
+    assert torch.equal(boxes_from_maps(maps, 30, levels[[7, 1, 7]]), boxes[:, [7, 1, 7]])
+    for t, level in enumerate(levels.tolist()):
+        assert torch.equal(boxes_from_maps(maps, 30, [level])[:, 0], boxes[:, t])
+    assert torch.equal(torch.cat([boxes_from_maps(m[None], 30, levels) for m in maps]), boxes)
 
 
-def test_batch_split_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = torch.randn(5, 7, 7, generator=torch.Generator().manual_seed(3))
-    whole = boxes_from_maps(maps, 50, [0.2, 0.5])
-    monkeypatch.setattr("infocam_utils.localization._CHUNK_PIXELS", 2 * 50 * 50)
-    assert torch.equal(boxes_from_maps(maps, 50, [0.2, 0.5]), whole)
-    assert torch.equal(torch.cat([boxes_from_maps(m[None], 50, [0.2, 0.5]) for m in maps]), whole)
-
-
-def test_scale_and_shift_do_not_move_boxes() -> None:
-    maps = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(4)).double()
-    boxes = boxes_from_maps(maps, 32, [0.2, 0.6])
-    assert torch.equal(boxes_from_maps(1024 * maps, 32, [0.2, 0.6]), boxes)
-    assert torch.equal(boxes_from_maps(maps.flip(-1), 32, [0.6])[..., [2, 0]], 32 - boxes[:, 1:, [0, 2]])
+def test_precision_of_the_map_is_kept() -> None:
+    maps = torch.full((1, 4, 4), 1e8, dtype=torch.float64)
+    maps[0, 1, 2] += 1
+    expected = boxes_from_maps(maps - 1e8, 16, [0.5])
+    assert expected.tolist() == [[[8, 4, 12, 8]]]
+    assert torch.equal(boxes_from_maps(maps, 16, [0.5]), expected)
+    assert torch.equal(pixel_boxes(maps, 16, [0.5]), pixel_boxes(maps - 1e8, 16, [0.5]))
+    assert torch.equal(boxes_from_maps((maps - 1e8).bfloat16(), 16, [0.5]), expected)
 
 
 def test_constant_map_gives_zero_boxes() -> None:
-    assert boxes_from_maps(torch.full((1, 4, 4), -3.0), 8, [0.0, 0.5]).tolist() == [[[0.0] * 4] * 2]
-    assert boxes_from_maps(torch.full((1, 4, 4), -3.0), 8, [-0.1]).tolist() == [[[0.0, 0.0, 8.0, 8.0]]]
+    for boxes in (boxes_from_maps, pixel_boxes):
+        assert boxes(torch.full((1, 4, 4), -3.0), 8, [0.0, 0.5]).tolist() == [[[0.0] * 4] * 2]
+        assert boxes(torch.full((1, 4, 4), -3.0), 8, [-0.1]).tolist() == [[[0.0, 0.0, 8.0, 8.0]]]
 
 
-def test_boxes_shrink_inside_the_image_for_one_hill() -> None:
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    hill = torch.exp(-((x - 12) ** 2 + (y - 20) ** 2) / 50)[None]
-    boxes = boxes_from_maps(hill, 32, torch.linspace(0.05, 0.95, 19))[0]
-    assert bool((boxes[1:, :2] >= boxes[:-1, :2]).all())
-    assert bool((boxes[1:, 2:] <= boxes[:-1, 2:]).all())
-    assert boxes[-1].tolist() == [11.0, 19.0, 14.0, 22.0]  # exp(-2/50) = 0.96 > 0.95 > exp(-4/50)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_pixel_boxes_label_the_enlarged_map(mode: str) -> None:
+    maps = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(5))
+    levels = torch.linspace(0, 0.95, 12)
+    boxes = pixel_boxes(maps, (40, 60), levels, mode)
+    enlarged = normalise_maps(F.interpolate(maps[:, None], size=(40, 60), mode=mode)[:, 0]).numpy()
+    for b, t in np.ndindex(3, 12):
+        labels, count = ndimage.label(enlarged[b] > levels[t].numpy(), structure=np.ones((3, 3)))
+        pixels = [np.flatnonzero(labels == c) for c in range(1, count + 1)]
+        y, x = np.divmod(min(pixels, key=lambda p: (-len(p), p[0])), 60)
+        assert boxes[b, t].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    if mode == "bicubic":
+        assert torch.equal(boxes_from_maps(maps, (40, 60), levels, mode), boxes)
 
 
-def test_normalise_and_upsample() -> None:
-    maps = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(5))
-    scaled = normalise_maps(maps)
+def test_compiled_without_a_place_to_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = localization.numba.njit
+
+    def read_only(**options: bool) -> Callable[..., object]:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_(**options)
+
+    monkeypatch.setattr("infocam_utils.localization.numba.njit", read_only)
+    assert localization._compiled(lambda x: x + 1)(2) == 3
+
+
+def test_normalise() -> None:
+    scaled = normalise_maps(torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(5)))
     torch.testing.assert_close(scaled.amax((1, 2)), torch.ones(3))
     torch.testing.assert_close(scaled.amin((1, 2)), torch.zeros(3))
-    torch.testing.assert_close(upsample_maps(maps, (5, 6)), maps)
-    assert upsample_maps(maps.bfloat16(), 9, mode="bicubic").dtype == torch.float32
+
+
+def test_centre_boxes_have_the_fraction_of_each_side() -> None:
+    box = centre_boxes(2, (40, 60), 0.5)
+    assert box.tolist() == [[15, 10, 45, 30]] * 2
+    assert centre_boxes(1, 9, 1.0).tolist() == [[0, 0, 9, 9]]
 
 
 def test_iou_against_counted_pixels() -> None:
@@ -249,7 +326,16 @@ def test_bad_input() -> None:
     bad(lambda: boxes_from_maps(maps[0], 6, [0.5]), r"shape \(B, h, w\).*\(3, 3\)")
     bad(lambda: boxes_from_maps(maps[:0], 6, [0.5]), r"\(0, 3, 3\)")
     bad(lambda: boxes_from_maps(maps.long(), 6, [0.5]), "floating point, got torch.int64", TypeError)
-    bad(lambda: boxes_from_maps(maps, 0, [0.5]), "image_size must be a positive side")
+    for size in (0, (8,), (8, 8, 8), 8.0, (8, 8.5), (0, 8), "8"):
+        for boxes in (boxes_from_maps, pixel_boxes):
+            bad(
+                lambda b=boxes, s=size: b(maps, s, [0.5]),
+                r"image_size must be a positive side or \(height, w",
+            )
+    assert torch.equal(boxes_from_maps(maps, np.int64(8), [0.5]), boxes_from_maps(maps, (8, 8), [0.5]))
+    bad(lambda: centre_boxes(1, (8,), 0.5), r"size must be a positive side or \(height, width\)")
+    bad(lambda: centre_boxes(-1, 8, 0.5), "n must be at least 0, got -1")
+    bad(lambda: centre_boxes(1, 8, 70), r"\(0, 1\], got 70")
     bad(lambda: boxes_from_maps(maps, 6, []), "non-empty list of finite numbers")
     bad(lambda: boxes_from_maps(maps, 6, [float("nan")]), "finite numbers")
     bad(lambda: boxes_from_maps(maps, 6, [0.5], mode="cubic"), "'bilinear' or 'bicubic', got 'cubic'")

@@ -11,6 +11,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+_REMEDY = (
+    "infoCAM needs features → global average pooling → one nn.Linear; if the model has that, build "
+    "Classifier(features, linear) from its parts"
+)
+# What may stand between the features and the linear layer; whether it really is their mean is then measured.
+_POOLING_LAYERS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+_POOLING_CALLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "flatten", "view", "reshape", "squeeze"}
 
 
 class Classifier(nn.Module):
@@ -74,17 +83,14 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-# What may stand between the features and the linear layer; whether it really is their mean is then measured.
-_POOLING_LAYERS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
-_POOLING_CALLS = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "flatten", "view", "reshape", "squeeze"}
-
-
 def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
     """View a model that ends in global average pooling and one linear layer as a `Classifier`.
 
-    The model is not copied: both share their layers. Its graph is traced in evaluation mode, cut in front of
-    the pooling, and accepted only if pooling and linear layer reproduce the model's logits on a probe.
-    So torchvision's ResNets, MobileNetV2, DenseNets, EfficientNets, RegNets and Swin transformers are.
+    The model is not copied: both share their layers. Its graph is traced in evaluation mode, cut behind the
+    last map of more than one cell, and accepted only if mean and linear layer reproduce the model's pooled
+    features and logits on a probe. So torchvision's ResNets, MobileNetV2, DenseNets, EfficientNets, RegNets
+    and Swin transformers are. A window that covers the map of the probe may miss cells at other image sizes:
+    `InfoCAM` looks for that.
 
     Parameters
     ----------
@@ -106,57 +112,95 @@ def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
         return model
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, was {type(model).__name__}")
-    name = type(model).__name__
-    remedy = (
-        "infoCAM needs features → global average pooling → one nn.Linear; if the model has that, build "
-        "Classifier(features, linear) from its parts"
-    )
-    modules = dict(model.named_modules())
+    name, modules = type(model).__name__, dict(model.named_modules())
     with evaluation_mode(model):
-        try:
-            graph = torch.fx.Tracer().trace(model)
-        except Exception as error:  # tracing runs the model's own code, which may raise anything
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{name} cannot be traced ({reason}); {remedy}") from error
-        output = next(node for node in graph.nodes if node.op == "output")
-        last = output.args[0]
-        linear = modules.get(str(last.target)) if isinstance(last, torch.fx.Node) else None
-        if not isinstance(last, torch.fx.Node) or not isinstance(linear, nn.Linear):
-            raise ValueError(f"{name} does not end in one nn.Linear; {remedy}")
-        cut, dropout = last.all_input_nodes[0], 0.0
-        while cut.all_input_nodes:
-            part = modules.get(str(cut.target)) if cut.op == "call_module" else None
-            called = cut.target if isinstance(cut.target, str) else getattr(cut.target, "__name__", "")
-            if not (isinstance(part, _POOLING_LAYERS) if part is not None else called in _POOLING_CALLS):
-                break
-            dropout = part.p if isinstance(part, nn.Dropout) else dropout
-            cut = cut.all_input_nodes[0]
-        output.args = (cut,)
-        features = torch.fx.GraphModule(model, graph, name)
-        features.graph.eliminate_dead_code()
-        features.recompile()
-        features.delete_all_unused_submodules()
-        adapted = Classifier(features, linear, name, dropout)
-
+        graph, linear = _trace(model, modules)
         if probe is None:
             channels = next((m.in_channels for m in modules.values() if isinstance(m, nn.Conv2d)), 3)
             probe = torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0))
         probe = probe.to(linear.weight.device, linear.weight.dtype)
+        pooled: list[Tensor] = []
+        watch = linear.register_forward_pre_hook(lambda _, entering: pooled.append(entering[0]))
+        try:
+            with torch.inference_mode():
+                expected, given = model(probe), pooled[-1]
+                ShapeProp(torch.fx.GraphModule(model, graph)).propagate(probe)
+        except Exception as error:  # the model's own code, which may raise anything
+            found = f"{tuple(probe.shape)} ({type(error).__name__}: {error})"
+            raise ValueError(
+                f"{name} fails on images {found}; pass adapt(model, probe=<its images>)"
+            ) from error
+        finally:
+            watch.remove()
+        adapted = _cut(model, graph, linear, modules)
         with evaluation_mode(adapted), torch.inference_mode():
-            try:
-                expected, maps = model(probe), adapted.forward_features(probe)
-            except Exception as error:  # again the model's own code
-                found = f"{tuple(probe.shape)} ({type(error).__name__}: {error})"
-                raise ValueError(
-                    f"{name} fails on images {found}; pass adapt(model, probe=<its images>)"
-                ) from error
+            maps = adapted.forward_features(probe)
             if maps.ndim != 4 or maps.shape[1] != linear.in_features or maps[0, 0].numel() == 1:
                 raise ValueError(
-                    f"{name}'s last layer sees {tuple(maps.shape)}, not the mean of maps; {remedy}"
+                    f"{name}'s last layer sees {tuple(maps.shape)}, not the mean of maps; {_REMEDY}"
                 )
-            gap = (adapted.linear(adapted.pool(maps)) - expected).abs().max() / expected.abs().max()
-            if not gap < torch.finfo(linear.weight.dtype).eps ** 0.5:
-                raise ValueError(f"{name}'s logits are not linear in mean maps (off by {gap:.1e}); {remedy}")
+            means = adapted.pool(maps)
+            off = disagreement(means, given) or disagreement(linear(means), expected)
+            if off:
+                raise ValueError(f"{name}'s logits are not linear in mean maps (off by {off:.1e}); {_REMEDY}")
     for module in set(adapted.modules()) - set(modules.values()):
         module.training = model.training
     return adapted
+
+
+def disagreement(found: Tensor, expected: Tensor) -> float:
+    """0 where two results agree within the root of their precision, or else how far they are apart.
+
+    The distance is the largest difference over the largest expected value; NaN where one of them is.
+
+    >>> disagreement(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])), disagreement(*torch.zeros(2, 3))
+    (0.5, 0.0)
+    """
+    limits = torch.finfo(expected.dtype)
+    gap = float((found - expected).abs().max() / expected.abs().max().clamp_min(limits.tiny))
+    return 0.0 if gap < limits.eps**0.5 else gap
+
+
+def _trace(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[torch.fx.Graph, nn.Linear]:
+    """The model's graph and the linear layer at its end."""
+    name = type(model).__name__
+    try:
+        graph = torch.fx.Tracer().trace(model)
+    except Exception as error:  # the model's own code
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} cannot be traced ({reason}); {_REMEDY}") from error
+    last = _output(graph).args[0]
+    linear = modules.get(str(last.target)) if isinstance(last, torch.fx.Node) else None
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"{name} does not end in one nn.Linear; {_REMEDY}")
+    return graph, linear
+
+
+def _cut(
+    model: nn.Module, graph: torch.fx.Graph, linear: nn.Linear, modules: dict[str, nn.Module]
+) -> Classifier:
+    """The model up to the last map of more than one cell, by the shapes in the graph, then mean and linear.
+
+    An average over a part of the map leaves more than one cell and so stays with the features.
+    """
+    output = _output(graph)
+    cut, dropout = output.all_input_nodes[0].all_input_nodes[0], 0.0
+    while cut.all_input_nodes:
+        shape = getattr(cut.meta.get("tensor_meta"), "shape", torch.Size())
+        if len(shape) == 4 and shape[2:].numel() > 1:
+            break
+        part = modules.get(str(cut.target)) if cut.op == "call_module" else None
+        called = cut.target if isinstance(cut.target, str) else getattr(cut.target, "__name__", "")
+        if not (isinstance(part, _POOLING_LAYERS) if part is not None else called in _POOLING_CALLS):
+            break
+        dropout = part.p if isinstance(part, nn.Dropout) else dropout
+        cut = cut.all_input_nodes[0]
+    output.args = (cut,)
+    graph.eliminate_dead_code()
+    features = torch.fx.GraphModule(model, graph, type(model).__name__)
+    features.delete_all_unused_submodules()
+    return Classifier(features, linear, type(model).__name__, dropout)
+
+
+def _output(graph: torch.fx.Graph) -> torch.fx.Node:
+    return next(node for node in graph.nodes if node.op == "output")

@@ -1,136 +1,25 @@
-"""Backbones for classifiers of the form features → global average pooling → one linear layer.
+"""Networks of the form features → global average pooling → one linear layer, by name, and their weights.
 
-The small residual network of the drawn birds, the paper's VGG16-GAP and ResNet-50, MobileNetV2, and any
-torchvision model of this form, with their weights; and the paper's MNIST network, which is of another.
+The small residual network of the drawn birds, the paper's VGG16-GAP, ResNet-50 and MNIST network,
+MobileNetV2, and any torchvision model of this form.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from infocam_utils.classifiers.adapt import Classifier, adapt
-
-
-def _weights_file(weights: str | Path) -> Path:
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"no weights file {weights}; pass None, 'imagenet' or a state dict's path")
-    return Path(weights)
-
-
-def read_state(weights: str | Path, backbone: str) -> dict[str, Tensor]:
-    """Read the state dict of `weights` (see `classifier`), with the names of today's torchvision.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError : no such file, or not a state dict
-    RuntimeError : the pretrained weights cannot be downloaded
-
-    Examples
-    --------
-    >>> read_state("nowhere.pt", "resnet18")
-    Traceback (most recent call last):
-    FileNotFoundError: no weights file nowhere.pt; pass None, 'imagenet' or a state dict's path
-    """
-    if weights == "imagenet":
-        stock_name = {"vgg16_gap": "vgg16"}.get(backbone, backbone.removeprefix("torchvision:"))
-        if backbone == "small_resnet":
-            raise ValueError("small_resnet has no ImageNet weights; pass weights=None or a local file")
-        entry = torchvision.models.get_model_weights(stock_name)["IMAGENET1K_V1"]
-        try:
-            return _today(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        except OSError as error:  # what urllib raises without a network
-            raise RuntimeError(
-                f"cannot fetch {entry.url} ({error}); download it elsewhere and pass weights=<local file>"
-            ) from error
-    path = _weights_file(weights)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in as many ways as there are wrong files
-        raise ValueError(
-            f"{path} is not a state dict that can be read without running code ({type(error).__name__}); "
-            "save one with torch.save(model.state_dict(), path)"
-        ) from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__}; save torch.save(model.state_dict(), path)")
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        found = ", ".join(map(str, state))[:80]
-        raise ValueError(f"{path} holds {found}, not tensors by name; save the state dict within it alone")
-    return _today(state)
-
-
-def _today(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # torchvision's DenseNet files are older than their layers' names
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name): value for name, value in state.items()}
-
-
-def load_state(model: Classifier, stock: nn.Module | None, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict under the classifier's names or the stock model's, but for a head of another size.
-
-    Parameters
-    ----------
-    model : the classifier, changed in place
-    stock : the torchvision model it was cut from, which shares its tensors; None if there was none
-    state : by name
-    source : what the message calls it
-
-    Raises
-    ------
-    ValueError : tensors missing, unexpected or of another shape
-
-    Examples
-    --------
-    >>> model = Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
-    >>> load_state(model, None, Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 9)).state_dict(), "a file")
-    >>> model.num_classes
-    2
-    """
-    own = model.state_dict(keep_vars=True)
-    if "linear.weight" not in state:  # the stock model's names: the same tensors, found by identity
-        names = {id(tensor): name for name, tensor in own.items()}
-        stock_state = {} if stock is None else stock.state_dict(keep_vars=True)
-        translate = {name: names[id(tensor)] for name, tensor in stock_state.items() if id(tensor) in names}
-        state = {translate.get(name, name): tensor for name, tensor in state.items()}
-        if model.name == "vgg16_gap":  # a stock VGG16 has linear layers instead of conv6
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-            state |= {name: own[name].detach() for name in own if name.startswith("features.conv6.")}
-    if "linear.weight" not in state or len(state["linear.weight"]) != model.num_classes:
-        state |= {name: own[name].detach() for name in own if name.startswith("linear.")}
-    # older files lack the batch counters, which nothing here uses
-    state = {name: own[name].detach() for name in own if name.endswith("num_batches_tracked")} | state
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    misfit = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if missing or unexpected or misfit:
-        raise ValueError(
-            f"{source} does not fit {model.name}: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misfit)} of another shape {misfit[:3]}; "
-            "is it of another backbone or stride?"
-        )
-    model.load_state_dict(state)
-
-
-def weights_digest(weights: str | Path | None) -> str:
-    """What identifies weights in a cache key: `none`, `imagenet`, or the sha256 of the file.
-
-    Examples
-    --------
-    >>> weights_digest(None)
-    'none'
-    """
-    if weights is None or weights == "imagenet":
-        return str(weights).lower()
-    with _weights_file(weights).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
+from infocam_utils.data.store import file_digest
 
 STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
     "small_resnet": (8, 4),
@@ -138,11 +27,12 @@ STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
     "resnet50": (32, 16, 8, 4),
     "vgg16_gap": (16,),
     "mobilenet_v2": (32, 16),
+    "paper_mnist_cnn": (),  # no map: one cell, whatever the image's size
 }
 
 
 class ADL(nn.Module):
-    """Attention-based dropout layer (PAPER.md section 3.3): hides or stresses the strongest positions.
+    """Attention-based dropout layer (Choe & Shim, 2019): hides or stresses the strongest positions.
 
     With attention `a` the channel mean, training multiplies the maps by the mask `a < threshold · max a` of
     each image with probability `rate`, else by `sigmoid(a)`; one draw per batch. Identity at evaluation.
@@ -169,10 +59,10 @@ class ADL(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(True),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
+        first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        norm, relu = nn.BatchNorm2d(outputs), nn.ReLU(True)
+        second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.body = nn.Sequential(first, norm, relu, second, nn.BatchNorm2d(outputs))
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -184,11 +74,10 @@ class _Residual(nn.Module):
 
 def _small_resnet(num_classes: int, stride: int) -> Classifier:
     last = stride // 4  # the paper's drawn 64-pixel birds: 8x8 maps at stride 8, 16x16 at stride 4
-    features = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
-        _Residual(16, 32, 2), _Residual(32, 32, 1), _Residual(32, 64, last), _Residual(64, 64, 1),
-        nn.Conv2d(64, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(inplace=True),
-    )  # fmt: skip
+    stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+    blocks = [_Residual(16, 32, 2), _Residual(32, 32, 1), _Residual(32, 64, last), _Residual(64, 64, 1)]
+    top = [nn.Conv2d(64, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(inplace=True)]
+    features = nn.Sequential(*stem, *blocks, *top)
     model = Classifier(features, nn.Linear(128, num_classes), "small_resnet")
     return model.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
@@ -256,6 +145,123 @@ def _mobilenet_v2(stock: torchvision.models.MobileNetV2, num_classes: int, strid
     return Classifier(stock.features, stock.classifier[1], "mobilenet_v2", dropout=0.2)
 
 
+def _paper_mnist_cnn(num_classes: int, image_size: int) -> Classifier:
+    side = ((image_size - 4) // 2 - 4) // 2
+    if side < 1:
+        raise ValueError(f"image_size must be at least 16, was {image_size}; enlarge the images")
+    first = [nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    dense = [nn.Flatten(), nn.Linear(50 * side * side, 500), nn.ReLU()]
+    features = nn.Sequential(*first, *second, *dense)
+    linear = nn.Linear(500, num_classes)
+    features.append(nn.Unflatten(1, (-1, 1, 1)))  # as maps of one cell
+    return Classifier(features, linear, "paper_mnist_cnn")
+
+
+def _weights_file(weights: str | Path) -> Path:
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"no weights file {weights}; pass None, 'imagenet' or a state dict's path")
+    return Path(weights)
+
+
+def weights_digest(weights: str | Path | None) -> str:
+    """What identifies weights in a cache key: `none`, `imagenet`, or the sha256 of the file.
+
+    Examples
+    --------
+    >>> weights_digest(None)
+    'none'
+    """
+    if weights is None or weights == "imagenet":
+        return str(weights).lower()
+    return file_digest(_weights_file(weights))
+
+
+def read_saved(path: Path, remedy: str) -> Any:
+    """What `torch.save` wrote to `path`, on the CPU; no code in it is run.
+
+    The checksums are compared first, since torch compares none; files of torch before 1.6 have none.
+
+    Raises
+    ------
+    ValueError : the file is damaged or of another kind; the message ends in `remedy`
+
+    Examples
+    --------
+    >>> read_saved(Path("nowhere.pt"), "train again")
+    Traceback (most recent call last):
+    ValueError: nowhere.pt cannot be read whole and without running code (FileNotFoundError: ...); train again
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # there are as many ways to fail as wrong files
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(
+            f"{path} cannot be read whole and without running code ({reason}); {remedy}"
+        ) from error
+
+
+def _read_state(weights: str | Path, backbone: str) -> dict[str, Tensor]:
+    if weights == "imagenet":
+        if backbone in ("small_resnet", "paper_mnist_cnn"):
+            raise ValueError(f"{backbone} has no ImageNet weights; pass weights=None or a local file")
+        stock_name = {"vgg16_gap": "vgg16"}.get(backbone, backbone.removeprefix("torchvision:"))
+        entry = torchvision.models.get_model_weights(stock_name)["IMAGENET1K_V1"]
+        try:
+            return _today(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        except OSError as error:  # what urllib raises without a network
+            raise RuntimeError(
+                f"cannot fetch {entry.url} ({error}); download it elsewhere and pass weights=<local file>"
+            ) from error
+    path = _weights_file(weights)
+    state = read_saved(path, "get it again, or save one with torch.save(model.state_dict(), path)")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}; save torch.save(model.state_dict(), path)")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        found = ", ".join(map(str, state))[:80]
+        raise ValueError(f"{path} holds {found}, not tensors by name; save the state dict within it alone")
+    return _today(state)
+
+
+def _today(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # torchvision's DenseNet files are older than their layers' names
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name): value for name, value in state.items()}
+
+
+def _load_state(model: Classifier, stock: nn.Module | None, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict under the classifier's names or the stock model's, but for a head of another size.
+
+    `stock` is the torchvision model that `model` was cut from and shares its tensors with, if there is one.
+    """
+    own = model.state_dict(keep_vars=True)
+    if "linear.weight" not in state:  # the stock model's names: the same tensors, found by identity
+        names = {id(tensor): name for name, tensor in own.items()}
+        stock_state = {} if stock is None else stock.state_dict(keep_vars=True)
+        translate = {name: names[id(tensor)] for name, tensor in stock_state.items() if id(tensor) in names}
+        state = {translate.get(name, name): tensor for name, tensor in state.items()}
+        if model.name == "vgg16_gap":  # a stock VGG16 has linear layers instead of conv6
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+            state |= {name: own[name].detach() for name in own if name.startswith("features.conv6.")}
+    if "linear.weight" not in state or len(state["linear.weight"]) != model.num_classes:
+        state |= {name: own[name].detach() for name in own if name.startswith("linear.")}
+    # older files lack the batch counters, which nothing here uses
+    state = {name: own[name].detach() for name in own if name.endswith("num_batches_tracked")} | state
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misfit = [name for name in own if name in state and state[name].shape != own[name].shape]
+    if missing or unexpected or misfit:
+        raise ValueError(
+            f"{source} does not fit {model.name}: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misfit)} of another shape {misfit[:3]}; "
+            "is it of another backbone or stride?"
+        )
+    model.load_state_dict(state)
+
+
 def classifier(
     backbone: str,
     num_classes: int,
@@ -269,7 +275,8 @@ def classifier(
     Parameters
     ----------
     backbone : `small_resnet` (180 thousand parameters, for 64-pixel images), `resnet18`, `resnet50`,
-        `vgg16_gap`, `mobilenet_v2`, or `torchvision:NAME` for any torchvision model of this form
+        `vgg16_gap`, `mobilenet_v2`, `torchvision:NAME` for any torchvision model of this form, or
+        `paper_mnist_cnn` (432 thousand parameters), whose features are one cell, since it does not pool
     num_classes : K, at least 2
     weights : None (random, from torch's global generator), `imagenet` (torchvision's IMAGENET1K_V1, which
         torchvision downloads), or a local file with a state dict of the torchvision model or of this
@@ -278,7 +285,8 @@ def classifier(
         has 16 (4x4 maps at 64 pixels, 14x14 at 224): layer4 without stride, undilated. MobileNetV2 at 16 is
         dilated instead, so that pretrained filters sample what they were trained on. ResNets at 8 or 4 have a
         3x3 stem without pooling, for training on small images.
-    image_size : if given, checked to leave a map of at least 2x2 cells
+    image_size : if given, checked to leave a map of at least 2x2 cells; it decides the layers of
+        `paper_mnist_cnn`, 28 pixels unless given
     adl : insert attention-based dropout at the paper's positions (`vgg16_gap`, `resnet50`)
 
     Raises
@@ -308,7 +316,7 @@ def classifier(
         raise ValueError(f"{backbone} has no stride {stride}; offered: {offered}")
     if adl and backbone not in ("vgg16_gap", "resnet50"):
         raise ValueError(f"ADL is defined for vgg16_gap and resnet50, not for {backbone}; pass adl=False")
-    cell = stride or STRIDES.get(backbone, (32,))[0]
+    cell = stride or next(iter(STRIDES.get(backbone, (32,))), 1)
     if image_size is not None and image_size < 2 * cell:
         raise ValueError(
             f"image_size {image_size} leaves no 2x2 map at stride {cell}; use at least {2 * cell}"
@@ -319,6 +327,8 @@ def classifier(
         model = _small_resnet(num_classes, cell)
     elif backbone == "vgg16_gap":
         model = _vgg16_gap(num_classes, adl)
+    elif backbone == "paper_mnist_cnn":
+        model = _paper_mnist_cnn(num_classes, image_size or 28)
     else:
         stock = torchvision.models.get_model(backbone.removeprefix("torchvision:"), weights=None)
         if backbone == "mobilenet_v2":
@@ -331,23 +341,5 @@ def classifier(
             model.linear, model.name = nn.Linear(model.linear.in_features, num_classes), backbone
             stock.set_submodule(head, model.linear)
     if weights is not None:
-        load_state(model, stock, read_state(weights, backbone), f"{weights}")
+        _load_state(model, stock, _read_state(weights, backbone), f"{weights}")
     return model
-
-
-def paper_mnist_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
-    """The paper's MNIST network (PAPER.md section 2.1), 431 thousand parameters; no pooling head, so no maps.
-
-    Examples
-    --------
-    >>> paper_mnist_cnn()(torch.zeros(2, 1, 28, 28)).shape
-    torch.Size([2, 10])
-    """
-    side = ((image_size - 4) // 2 - 4) // 2
-    if side < 1:
-        raise ValueError(f"image_size must be at least 16, was {image_size}; enlarge the images")
-    return nn.Sequential(
-        nn.Conv2d(in_channels, 20, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(50 * side * side, 500), nn.ReLU(), nn.Linear(500, num_classes),
-    )  # fmt: skip

@@ -9,15 +9,20 @@ vector, on which no prediction depends and every CAM does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from infocam_utils.data.splits import stratified_split
 
 OPTIMIZERS = ("adamw", "lbfgs")
 MAX_ITERATIONS = 5000
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def fit_head(
@@ -50,11 +55,11 @@ def fit_head(
 
     Raises
     ------
-    ValueError
-        For shapes, labels, features or settings that cannot be, or when L-BFGS does not converge.
-    FloatingPointError
-        When AdamW's loss is not finite.
+    ValueError : shapes, labels, features or settings that cannot be, or L-BFGS does not converge
+    FloatingPointError : AdamW's loss is not finite
 
+    Examples
+    --------
     >>> x = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     >>> head = fit_head(x, torch.tensor([0, 1]), 2, weight_decay=0.1, optimizer="lbfgs")
     >>> head.weight.sum(0).abs().max().item() < 1e-6, head(x).argmax(1).tolist()
@@ -67,6 +72,43 @@ def fit_head(
     if optimizer == "adamw":
         return _adamw(features, labels, num_classes, loss, weight_decay, epochs, lr, batch_size, seed)
     raise ValueError(f"optimizer must be one of {OPTIMIZERS}, was {optimizer!r}")
+
+
+def select_decay(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    split: tuple[Tensor, Tensor] | None = None,
+    candidates: Sequence[float] = DECAYS,
+) -> float:
+    """The weight decay of an L-BFGS head that predicts held-out *training* images best.
+
+    Heads are fitted with plain cross-entropy on a share of each class's images (`split`, or 80 % drawn from
+    the seed) and compared by their cross-entropy on the rest, so no test image has a say.
+
+    Parameters
+    ----------
+    features, labels, num_classes : as in `fit_head`
+    split : rows to fit on and rows to compare on
+    candidates : decays to choose from; of equals the first
+
+    Examples
+    --------
+    >>> labels = torch.arange(60) % 3
+    >>> select_decay(torch.eye(3)[labels], labels, 3)
+    1e-05
+    """
+    rows, unseen = stratified_split(labels, 0.2, seed) if split is None else split
+    losses = []
+    for decay in candidates:
+        head = fit_head(
+            features[rows], labels[rows], num_classes, weight_decay=decay, optimizer="lbfgs", tolerance=1e-3
+        )
+        with torch.no_grad():
+            losses.append(float(cross_entropy(head(features[unseen]), labels[unseen])))
+    return candidates[losses.index(min(losses))]
 
 
 def _check(
@@ -116,11 +158,10 @@ def _lbfgs(
         gradient = torch.cat([(slope.T @ x + weight_decay * weight).flatten(), slope.sum(0)])
         return value.item() + 0.5 * weight_decay * weight.square().sum().item(), gradient.numpy()
 
-    found = minimize(
-        objective, np.zeros(size + num_classes), jac=True, method="L-BFGS-B",
-        options={"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": 20, "ftol": 0.0,
-                 "gtol": tolerance},
-    )  # fmt: skip
+    limits = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": 20}
+    options = limits | {"ftol": 0.0, "gtol": tolerance}
+    start = np.zeros(size + num_classes)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     largest = float(np.abs(found.jac).max())
     if not largest <= tolerance:
         raise ValueError(

@@ -46,9 +46,9 @@ _ALL_COLOURS = np.array([rgb for values in PARTS.values() for rgb in values.valu
 
 # Numbers in the colour map: below _FIRST_BIRD is scenery, from it on is bird.
 _CLUTTER, _WOOD, _FIRST_BIRD = 1, 7, 8
-_NUMBERS = {"leg": 8, "body": 9, "wing": 10, "feather": 11, "beak": 12, "white": 13, "pupil": 14,
-            "crown": 15, "breast": 16, "wing_bar": 17, "tail": 18}  # fmt: skip
-_COLOURS = 19
+_BIRD = ("leg", "body", "wing", "feather", "beak", "white", "pupil", *PARTS)
+_NUMBERS = {name: number for number, name in enumerate(_BIRD, start=_FIRST_BIRD)}
+_COLOURS = _FIRST_BIRD + len(_BIRD)
 
 
 class Drawing(NamedTuple):
@@ -195,8 +195,15 @@ def render(attributes: np.ndarray, rng: np.random.Generator, size: int = 64) -> 
     palette[_CLUTTER:_WOOD, :3] = _ALL_COLOURS[(20 * u[52:58]).astype(int)] * 0.75 + 25
     palette[_WOOD, :3] = (85 + 40 * u[58], 65 + 30 * u[58], 50 + 20 * u[58])
     beak = (60, 55, 50) if u[59] < 0.5 else (225, 160, 60)
-    plain = {"leg": (70, 60, 55), "body": body, "wing": 0.72 * body, "feather": 0.5 * body, "beak": beak,
-             "white": (235, 235, 230), "pupil": (10, 10, 10)}  # fmt: skip
+    plain = {
+        "leg": (70, 60, 55),
+        "body": body,
+        "wing": 0.72 * body,
+        "feather": 0.5 * body,
+        "beak": beak,
+        "white": (235, 235, 230),
+        "pupil": (10, 10, 10),
+    }
     for name, colour in plain.items():
         palette[_NUMBERS[name], :3] = colour
     for part, (name, values) in enumerate(PARTS.items()):

@@ -7,23 +7,24 @@ there a batch is one copy, and resizing, cropping, flipping and normalising happ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from infocam_utils.data.store import Draft, Store, code_digest
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_CACHE_VERSION = 1  # raise when decoding or squashing changes, so that old caches are not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,74 +225,85 @@ def _random_crop_and_flip(pixels: Tensor, side: int, flip: bool, generator: torc
 def decode(path: str | Path, size: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """One image file as RGB uint8 (3, H, W), squashed to `size` x `size` if given, and its (width, height).
 
-    Grey-scale and palette images become RGB. An unreadable or truncated file raises ValueError with its
-    name, a missing one FileNotFoundError.
+    Grey-scale, palette and CMYK images become RGB; transparent pixels show white, not the colour that is
+    hidden in them. Orientation tags are not followed, so boxes stay in the stored pixels.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the file is missing.
+    ValueError
+        With the file's name when it is unreadable, truncated, or has more than 8 bits a channel.
     """
+    with _naming(path), Image.open(path) as image:
+        shape = image.size
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"{path} has more than 8 bits a channel (mode {image.mode}), and nothing says which of its "
+                "values is white; scale them to 0..255 and save the image with 8 bits"
+            )
+        rgb = _on_white(image) if image.has_transparency_data else image.convert("RGB")
+        if size is not None and rgb.size != (size, size):
+            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), shape
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Let every trouble with a file name it and say what to do."""
     try:
-        with Image.open(path) as image:
-            shape = image.size
-            rgb = image.convert("RGB")
-            if size is not None and rgb.size != (size, size):
-                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is named in the data set's lists but is not there; unpack the archive again"
         ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error}); get or unpack the data set again") from error
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), shape
 
 
-def decoded(paths: Sequence[Path], size: int, cache_dir: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    """All files squashed to `size`, decoded once into a memory-mapped cache.
-
-    The cache is keyed by the files' names, lengths and modification times and by `size`. It is built under
-    a temporary name while a lock is held, so that of two processes one builds and the other waits, and a
-    failure leaves nothing behind. A damaged cache is built anew.
+def decoded(paths: Sequence[Path], size: int, store: Store) -> tuple[np.ndarray, np.ndarray, str]:
+    """All files squashed to `size`, decoded once and kept in the store as a memory map.
 
     Returns
     -------
     images : read-only uint8 (N, 3, size, size).
     shapes : int64 (N, 2), width and height of each file before squashing.
-    key : the cache key, a hash of the content.
+    key : sha256 over the content of the files in their order and `size`. Names, places and times do not
+        count, so a copy is not decoded again and an edited file is.
     """
     if size < 1:
         raise ValueError(f"size must be a positive number of pixels, got {size}")
-    digest = hashlib.sha256(f"{_CACHE_VERSION} {size}".encode())
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path} is named in the data set's lists but is not there; unpack the archive again"
-            ) from None
-        digest.update(f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    key = digest.hexdigest()
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    target, shapes_target = cache_dir / f"images-{key[:20]}.npy", cache_dir / f"images-{key[:20]}-shapes.npy"
-    with FileLock(cache_dir / f"images-{key[:20]}.lock"):
-        try:
-            return np.load(target, mmap_mode="r"), np.load(shapes_target), key
-        except (FileNotFoundError, ValueError, EOFError):
-            _build(paths, size, target, shapes_target)
-    return np.load(target, mmap_mode="r"), np.load(shapes_target), key
+    # hashlib and Pillow release the interpreter lock while they work, so threads are enough
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        digest = hashlib.sha256(f"{size}\n".encode())
+        # 64 files a task: of small files one a task would cost more in switching than in hashing
+        for files in pool.map(_digests, (paths[start : start + 64] for start in range(0, len(paths), 64))):
+            digest.update(files)
+        key = digest.hexdigest()
 
+        def make(draft: Draft) -> None:
+            images = draft.empty("images", (len(paths), 3, size, size), np.uint8)
+            shapes = draft.empty("shapes", (len(paths), 2), np.int64)
 
-def _build(paths: Sequence[Path], size: int, target: Path, shapes_target: Path) -> None:
-    partial = target.with_suffix(".part")
-    shapes = np.zeros((len(paths), 2), dtype=np.int64)
-    try:
-        images = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), 3, size, size))
+            def fill(index: int) -> None:
+                images[index], shapes[index] = decode(paths[index], size)
 
-        def fill(index: int) -> None:
-            images[index], shapes[index] = decode(paths[index], size)
-
-        # Pillow releases the interpreter lock while it decodes, so threads are enough
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(fill, range(len(paths))):  # a failure cancels what has not begun
                 pass
-        images.flush()
-        np.save(shapes_target, shapes)
-        os.replace(partial, target)  # last: this file's presence says that the cache is whole
-    finally:
-        partial.unlink(missing_ok=True)
+
+        arrays = store.get("images", {"content": key, "code": code_digest("data.images")}, make)
+    return arrays["images"], np.array(arrays["shapes"]), key
+
+
+def _digests(paths: Sequence[Path]) -> bytes:
+    """The files' sha256, one after the other."""
+    joined = bytearray()
+    for path in paths:
+        with _naming(path):
+            joined += hashlib.sha256(path.read_bytes()).digest()
+    return bytes(joined)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,21 +44,9 @@ class ImbalanceRule:
         return torch.isin(numbers, torch.as_tensor(list(self.minority)))
 
 
-# Official code: pc_softmax_higher_accuracy, data lists of CUB and dataset_tool.py of MNIST.
-RULES = {
-    "paper_cub_train": ImbalanceRule(few=10, many=None),
-    "paper_cub_test": ImbalanceRule(few=5, many=15),
-    # Both MNIST pools are parts of the official training images; labels are digits, so the evens are few.
-    "paper_mnist_train": ImbalanceRule(few=300, many=3000, minority="even", first_number=0, pool=(0, 40_000)),
-    "paper_mnist_test": ImbalanceRule(
-        few=300, many=3000, minority="even", first_number=0, pool=(40_000, 50_000)
-    ),
-}
-
-
 def imbalanced_subset(
     labels: Tensor,
-    rule: str | ImbalanceRule,
+    rule: ImbalanceRule,
     ids: Tensor | None = None,
     class_numbers: Sequence[int] | None = None,
 ) -> Tensor:
@@ -68,7 +55,7 @@ def imbalanced_subset(
     Parameters
     ----------
     labels : int64 (N,).
-    rule : name of one of the paper's rules (`RULES`) or an `ImbalanceRule`.
+    rule : how many of each class; the paper's are in the rows of `infocam_utils.data.sets.SETS`.
     ids : (N,), image ids; the walk is in their order. None walks the list as it is.
     class_numbers : the data set's own number of each label, as in `ImageSet.class_numbers`. The paper's CUB
         rule goes by folder numbers, so a subset of the classes needs them. Default: label + first_number.
@@ -83,14 +70,6 @@ def imbalanced_subset(
     >>> imbalanced_subset(labels, ImbalanceRule(few=1, many=2)).tolist()
     [0, 3, 4]
     """
-    if isinstance(rule, str):
-        if rule not in RULES:
-            near = difflib.get_close_matches(rule, RULES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"unknown imbalance rule {rule!r}; {hint}known: {', '.join(RULES)}; or give an ImbalanceRule"
-            )
-        rule = RULES[rule]
     labels = _checked(labels)
     if class_numbers is None:
         numbers = labels + rule.first_number

@@ -1,4 +1,8 @@
-"""The figures: one message each, intervals drawn, colours that colour-blind readers can tell apart."""
+"""The figures: functions of tables, one message each, intervals drawn, colours for colour-blind readers too.
+
+A table is tidy (one row a number) and brings the words to be shown in a column `label`; `low` and `high` are
+drawn where they are known.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,16 +22,22 @@ from matplotlib.patches import Rectangle
 from infocam_utils.data.store import output_root, replacing
 
 PALETTE = sns.color_palette("colorblind")
-OURS, PAPER = PALETTE[0], PALETTE[1]
-MARKERS = "osD^v"
-Row = tuple[str, float | None, float | None, float, float]  # label, reference, ours, low, high
+MARKERS = "osD^vPX"
 
 
 def use_style() -> None:
-    """Set the house style: light grid, colour-blind palette, small inline figures."""
+    """Set the house style: light grid, colour-blind palette, figures that are sharp on any screen."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 110, "figure.constrained_layout.use": True,
-                         "axes.titlesize": "medium", "legend.frameon": False})  # fmt: skip
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 160,
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "legend.frameon": False,
+            "legend.fontsize": "small",
+        }
+    )
 
 
 def save(fig: Figure, name: str, alt: str, output_dir: str | Path | None = None) -> None:
@@ -44,138 +55,304 @@ def save(fig: Figure, name: str, alt: str, output_dir: str | Path | None = None)
         fig.savefig(path, format="png", metadata={"Description": alt, "Software": None})
 
 
-def _interval(ax: Axes, x: float, y: float, low: float, high: float, horizontal: bool, **style: Any) -> None:
-    """A dot with its interval; an infinite interval is no interval."""
-    error = [[x - low], [high - x]] if horizontal else [[y - low], [high - y]]
-    known = math.isfinite(low) and math.isfinite(high)
-    bars: dict[str, Any] = {"xerr" if horizontal else "yerr": error} if known else {}
-    ax.errorbar(x, y, fmt=style.pop("fmt", "o"), capsize=3, **bars, **style)
+def _interval(ax: Axes, row: Mapping[Any, Any], at: float, horizontal: bool = True, **style: Any) -> None:
+    """A dot with its interval; an unknown interval is no interval."""
+    value, low, high = (float(row.get(c, math.nan)) for c in ("value", "low", "high"))
+    bars: dict[str, Any] = {}
+    if math.isfinite(low) and math.isfinite(high):
+        bars = {"xerr" if horizontal else "yerr": [[value - low], [high - value]]}
+    x, y = (value, at) if horizontal else (at, value)
+    ax.errorbar(x, y, capsize=3, **bars, **style)
 
 
-def interval_plot(
-    rows: Sequence[Row],
+def intervals(
+    table: pd.DataFrame,
     xlabel: str,
-    reference: str = "paper",
-    ax: Axes | None = None,
+    *,
+    colour: str | None = None,
+    panel: str | None = None,
+    zero: str | None = None,
+    band: float | None = None,
 ) -> Figure:
-    """Dots with interval bars, one row each: (label, reference or None, our value or None, low, high)."""
-    if not rows:
-        raise ValueError("interval_plot needs at least one row, got none")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(7, 0.8 + 0.45 * len(rows)))
-    for row, (_, stated, value, low, high) in enumerate(rows):
-        if stated is not None:
-            ax.plot(stated, row, "D", color=PAPER, label=reference)
-        if value is not None:
-            _interval(ax, value, row, low, high, True, color=OURS, label="ours, 95 % interval")
-    ax.set_yticks(range(len(rows)), [label for label, *_ in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(xlabel)
-    _legend_once(ax)
-    return _figure(ax)
-
-
-def scorecard(judged: Sequence[Any]) -> Figure:
-    """The claims that state a number (`claims.Judged`): the paper's and ours, one panel per unit."""
-    units: dict[str, list[Row]] = {}
-    for claim, findings in ((row.claim, row.findings) for row in judged if row.claim.paper is not None):
-        rows = units.setdefault(claim.unit, [])
-        ours = [f for f in findings if f.value is not None]
-        if not ours:
-            rows.append((claim.id, claim.paper, None, math.nan, math.nan))
-        for f in ours:
-            label = f"{claim.id}\n{f.dataset}, {f.profile}"
-            rows.append((label, claim.paper, f.value.value, f.value.low, f.value.high))
-    return _panels(units)
-
-
-def differences(judged: Sequence[Any]) -> Figure:
-    """The paired differences that decide directions, right of zero where the claim holds, by unit."""
-    units: dict[str, list[Row]] = {}
-    for claim, findings in ((row.claim, row.findings) for row in judged):
-        for f in findings:
-            if f.direction is not None:
-                label = f"{claim.id} · {f.dataset} · {f.what}"
-                row = (label, None, f.direction.value, f.direction.low, f.direction.high)
-                units.setdefault(f.direction.unit, []).append(row)
-    fig = _panels(units)
-    for ax in fig.axes:
-        ax.axvline(0, color="grey", linestyle=":")
-    return fig
-
-
-def _panels(units: Mapping[str, Sequence[Row]]) -> Figure:
-    if not units:
-        raise ValueError("no record to draw: run the notebooks that the claims name")
-    heights = [len(rows) for rows in units.values()]
-    lines = max(row[0].count("\n") for rows in units.values() for row in rows) + 1
-    size = (9, 1 + (0.1 + 0.22 * lines) * sum(heights) + 0.5 * len(units))
-    fig, axes = plt.subplots(len(units), 1, figsize=size, height_ratios=heights, squeeze=False)
-    for ax, (unit, rows) in zip(axes[:, 0], units.items(), strict=True):
-        interval_plot(rows, unit or "no unit", ax=ax)
-    return fig
-
-
-def localization_curve(
-    thresholds: Any,
-    curves: Mapping[str, Any],
-    chosen: Mapping[str, int],
-    ylabel: str = "GT-known Loc, %",
-) -> Figure:
-    """Localization accuracy over the map's threshold, with the chosen and the best threshold marked.
+    """One row a line: its `label`, and its value with its interval.
 
     Parameters
     ----------
-    thresholds : (T,) share of the map's range.
-    curves : method to accuracies (T,), or (seeds, T) drawn as mean and range.
-    chosen : method to the index of the threshold that held-out data chose; the best on test is the oracle.
+    table : with columns label, value, low, high, and a column `paper` for a published value beside it
+    colour, panel : columns that choose the colour, with a legend, and the panel
+    zero : what it means to lie right of 0; draws a line there
+    band : half the width of a grey band around 0
+
+    Raises
+    ------
+    ValueError
+        For an empty table.
     """
-    fig, ax = plt.subplots(figsize=(7, 4))
+    if table.empty:
+        raise ValueError("there is no row to draw: run the notebooks that the claims name")
+    parts = [("", table)] if panel is None else list(table.groupby(panel, sort=False))
+    heights = [len(part) for _, part in parts]
+    size = (8, 0.9 * len(parts) + 0.3 * sum(heights))
+    fig, axes = plt.subplots(len(parts), 1, figsize=size, height_ratios=heights, squeeze=False)
+    kinds = [] if colour is None else list(dict.fromkeys(table[colour].fillna("no head")))
+    for ax, (title, part) in zip(axes[:, 0], parts, strict=True):
+        for at, row in enumerate(part.to_dict("records")):
+            number = 0 if colour is None else kinds.index(row[colour] if pd.notna(row[colour]) else "no head")
+            _interval(ax, row, at, color=PALETTE[number], fmt=MARKERS[number])
+            if pd.notna(row.get("paper")):
+                ax.plot(row["paper"], at, "D", color="0.35", fillstyle="none")
+        ax.set_yticks(range(len(part)), part["label"], fontsize="small")
+        ax.set(ylim=(len(part) - 0.5, -0.5), title=title)
+        if band is not None:
+            ax.axvspan(-band, band, color="0.5", alpha=0.15, lw=0)
+        if zero is not None or band is not None:
+            ax.axvline(0, color="0.3", lw=1)
+    axes[-1, 0].set_xlabel(xlabel if zero is None else f"{xlabel}      {zero} →")
+    for number, kind in enumerate(kinds):
+        axes[0, 0].plot([], [], MARKERS[number], color=PALETTE[number], label=kind)
+    if "paper" in table and table["paper"].notna().any():
+        axes[0, 0].plot([], [], "D", color="0.35", fillstyle="none", label="paper")
+    if axes[0, 0].get_legend_handles_labels()[0]:
+        axes[0, 0].legend(loc="best")
+    return fig
+
+
+def by_dimension(
+    table: pd.DataFrame, ylabel: str, *, truth: pd.DataFrame | None = None, band: float | None = None
+) -> Figure:
+    """Values against the dimension of the data, a panel for each `shares`, a colour for each label.
+
+    Parameters
+    ----------
+    truth : columns shares, dimension, value; drawn as bars
+    band : half the width of a grey band around 0
+    """
+    panels = list(dict.fromkeys(table["shares"]))
+    dimensions = sorted(set(table["dimension"]))
+    labels = list(dict.fromkeys(table["label"]))
+    fig, axes = plt.subplots(1, len(panels), figsize=(8, 3.4), sharey=True, squeeze=False)
+    for ax, shares in zip(axes[0], panels, strict=True):
+        part = table[table["shares"] == shares]
+        if truth is not None:
+            known = truth[truth["shares"] == shares].set_index("dimension")["value"]
+            for i, d in enumerate(dimensions):
+                name = "quadrature" if i == 0 else None
+                ax.hlines(known[d], i - 0.35, i + 0.35, color="0.3", lw=2, label=name)
+        for row in part.to_dict("records"):
+            number = labels.index(row["label"])
+            shift = 0.24 * (number - (len(labels) - 1) / 2)
+            style: dict[str, Any] = {"color": PALETTE[number], "fmt": MARKERS[number]}
+            _interval(ax, row, dimensions.index(row["dimension"]) + shift, horizontal=False, **style)
+        if band is not None:
+            ax.axhspan(-band, band, color="0.5", alpha=0.15, lw=0)
+            ax.axhline(0, color="0.3", lw=1)
+        ax.set_xticks(range(len(dimensions)), [str(d) for d in dimensions])
+        ax.set(title=f"{shares} classes", xlabel="dimension d")
+    for number, label in enumerate(labels):
+        axes[0, 0].plot([], [], MARKERS[number], color=PALETTE[number], label=label)
+    axes[0, 0].set(ylabel=ylabel)
+    axes[0, 0].legend(loc="best")
+    return fig
+
+
+def rules(table: pd.DataFrame) -> Figure:
+    """Accuracy and per-class accuracy under two decision rules: bars are Bayes, dots what was learned.
+
+    Parameters
+    ----------
+    table : columns metric, rule ("map" or "ml"), label, value, low, high; the label "Bayes" is drawn as a bar
+    """
+    names = {"accuracy": "accuracy", "per_class_accuracy": "per-class accuracy"}
+    labels = [label for label in dict.fromkeys(table["label"]) if label != "Bayes"]
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    for ax, (metric, title) in zip(axes, names.items(), strict=True):
+        part = table[table["metric"] == metric]
+        for row in part.to_dict("records"):
+            at = ("map", "ml").index(row["rule"])
+            if row["label"] == "Bayes":
+                ax.hlines(row["value"], at - 0.35, at + 0.35, color="0.3", lw=2)
+                continue
+            number = labels.index(row["label"])
+            style: dict[str, Any] = {"color": PALETTE[number], "fmt": MARKERS[number]}
+            _interval(ax, row, at + 0.24 * (number - (len(labels) - 1) / 2), horizontal=False, **style)
+        ax.set_xticks([0, 1], ["for the training shares", "for equal shares"])
+        ax.set(title=title, xlim=(-0.6, 1.6))
+    for number, label in enumerate(labels):
+        axes[0].plot([], [], MARKERS[number], color=PALETTE[number], label=label)
+    axes[0].plot([], [], color="0.3", lw=2, label="Bayes")
+    axes[0].set(ylabel="%")
+    axes[0].legend(loc="best")
+    return fig
+
+
+def learning_curves(curves: pd.DataFrame, limits: tuple[float, float] = (-0.32, 0.06)) -> Figure:
+    """Error against training steps: mean and range over seeds, a panel for each dimension.
+
+    Parameters
+    ----------
+    curves : columns dimension, label, step, seed, error (nats)
+    """
+    dimensions = sorted(set(curves["dimension"]))
+    fig, axes = plt.subplots(1, len(dimensions), figsize=(8, 3.2), sharey=True, squeeze=False)
+    styles = ("-", "--", "-.", ":", (0, (5, 1)))
+    for ax, d in zip(axes[0], dimensions, strict=True):
+        part = curves[curves["dimension"] == d]
+        for number, (label, curve) in enumerate(part.groupby("label", sort=False)):
+            error = curve.groupby("step")["error"].agg(["mean", "min", "max"])
+            color = PALETTE[number % len(PALETTE)]
+            marker = "o" if len(error) == 1 else None
+            ax.plot(
+                error.index, error["mean"], ls=styles[number % 5], marker=marker, color=color, label=label
+            )
+            ax.fill_between(error.index, error["min"], error["max"], color=color, alpha=0.15, lw=0)
+        ax.axhspan(-0.02, 0.02, color="0.5", alpha=0.15, lw=0)
+        ax.axhline(0, color="0.3", lw=1)
+        ax.set(title=f"imbalanced, d = {d}", xlabel="training steps", ylim=limits)
+    axes[0, 0].set(ylabel="estimate − truth, nats")
+    axes[0, -1].legend(loc="lower right")
+    return fig
+
+
+def pmi_along_line(position: Any, density: Any, exact: Any, estimated: Any, title: str) -> Figure:
+    """Estimated PMI of every class (solid) and the exact one (dashed) along a line, over the data's density.
+
+    Parameters
+    ----------
+    position, density : (G,); exact, estimated : (G, K), nats
+    """
+    fig, ax = plt.subplots(figsize=(7, 3.2))
+    x, height = np.asarray(position), np.asarray(density)
+    ax.fill_between(x, -8, -8 + 4 * height / height.max(), color="0.85", lw=0, label="density of the data")
+    for k in range(np.asarray(exact).shape[1]):
+        ax.plot(x, np.asarray(estimated)[:, k], color=PALETTE[k], label=f"class {k}")
+        ax.plot(x, np.asarray(exact)[:, k], "--", color=PALETTE[k], lw=1)
+    ax.set(ylim=(-8, 3.2), xlabel="position along the line of the means", ylabel="PMI, nats", title=title)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def recall_plane(table: pd.DataFrame) -> Figure:
+    """Recall of rare over that of common classes, a panel per data set; small dots are seeds, large means.
+
+    Parameters
+    ----------
+    table : columns dataset, label, seed, metric ("rare_recall" or "common_recall"), value in per cent
+    """
+    panels = list(dict.fromkeys(table["dataset"]))
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False)
+    for ax, name in zip(axes[0], panels, strict=True):
+        part = table[table["dataset"] == name]
+        for number, (label, rows) in enumerate(part.groupby("label", sort=False)):
+            points = rows.pivot(index="seed", columns="metric", values="value")
+            style: dict[str, Any] = {"color": PALETTE[number], "marker": MARKERS[number], "ls": ""}
+            ax.plot(points["common_recall"], points["rare_recall"], markersize=4, alpha=0.5, **style)
+            mean = points.mean()
+            ax.plot(mean["common_recall"], mean["rare_recall"], markersize=10, label=label, **style)
+        ax.set(title=name, xlabel="recall of common classes, %")
+    axes[0, 0].plot([], [], "o", color="0.5", markersize=4, alpha=0.5, label="one seed")
+    axes[0, 0].set(ylabel="recall of rare classes, %")
+    axes[0, 0].legend()
+    return fig
+
+
+def trade_off(table: pd.DataFrame, tau: float | None = None) -> Figure:
+    """Accuracy and per-class accuracy along the weight τ of the log prior: mean and range over seeds.
+
+    Parameters
+    ----------
+    table : columns dataset, tau, seed, test, metric, value in per cent
+    tau : a setting to mark
+    """
+    panels = list(dict.fromkeys(table["dataset"]))
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), squeeze=False)
+    measures = {
+        ("training_shares", "accuracy"): "accuracy, training shares",
+        ("all", "per_class_accuracy"): "per-class accuracy",
+    }
+    for ax, name in zip(axes[0], panels, strict=True):
+        for number, ((test, metric), label) in enumerate(measures.items()):
+            rows = table[(table["dataset"] == name) & (table["test"] == test) & (table["metric"] == metric)]
+            curve, color = rows.groupby("tau")["value"].agg(["mean", "min", "max"]), PALETTE[number]
+            ax.plot(curve.index, curve["mean"], color=color, label=label)
+            ax.fill_between(curve.index, curve["min"], curve["max"], color=color, alpha=0.15, lw=0)
+            best = curve["mean"].idxmax()
+            ax.plot(best, curve["mean"][best], "*", color=color, markersize=12)
+            if tau is not None:
+                near = curve.index[np.abs(curve.index - tau).argmin()]
+                ax.plot(near, curve["mean"][near], "o", color=color, markersize=9)
+        for at in (0, 1):
+            ax.axvline(at, color="0.6", lw=1, ls=":")
+        ax.set(title=name, xlabel="τ, weight of the log prior")
+    axes[0, 0].plot([], [], "*", color="0.5", label="best τ")
+    axes[0, 0].set(ylabel="%")
+    axes[0, 0].legend()
+    return fig
+
+
+def localization_curve(thresholds: Any, curves: Mapping[str, Any], chosen: Mapping[str, int]) -> Figure:
+    """GT-known over the map's threshold, the one that held-out images chose and the best on test marked.
+
+    Parameters
+    ----------
+    thresholds : (T,) share of the map's range
+    curves : label to GT-known (seeds, T) in per cent, drawn as mean and range
+    chosen : label to the index of the threshold that held-out images chose
+    """
+    fig, ax = plt.subplots(figsize=(7.5, 4))
     x = np.asarray(thresholds)
-    for number, (method, values) in enumerate(curves.items()):
+    for number, (label, values) in enumerate(curves.items()):
         y = np.atleast_2d(np.asarray(values, dtype=float))  # (S, T)
         mean, color = y.mean(0), PALETTE[number % len(PALETTE)]
-        ax.plot(x, mean, color=color, label=method)
-        if len(y) > 1:
-            ax.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-        if method in chosen:
-            ax.plot(x[chosen[method]], mean[chosen[method]], "o", color=color)
+        ax.plot(x, mean, color=color, label=label)
+        ax.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, lw=0)
+        ax.plot(x[chosen[label]], mean[chosen[label]], "o", color=color)
         best = int(mean.argmax())
         ax.plot(x[best], mean[best], "*", color=color, markerfacecolor="white", markersize=12)
-    ax.plot([], [], "o", color="grey", label="threshold from held-out data")
+    ax.plot([], [], "o", color="grey", label="threshold from held-out images")
     ax.plot([], [], "*", color="grey", markerfacecolor="white", markersize=12, label="oracle: best on test")
-    ax.set(xlabel="threshold, share of the map's range", ylabel=ylabel)
-    ax.legend(fontsize="small")
+    ax.set(xlabel="threshold, share of the map's range", ylabel="GT-known Loc, %")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 
-def gauge_curve(lengths: Sequence[float], scores: Mapping[str, Sequence[float]]) -> Figure:
-    """GT-known of each method against the length of a vector common to all class weights."""
-    fig, ax = plt.subplots(figsize=(6, 3.5))
-    for number, (method, values) in enumerate(scores.items()):
-        ax.plot(range(len(lengths)), values, marker=MARKERS[number % 5], color=PALETTE[number], label=method)
+def gauge_curve(table: pd.DataFrame) -> Figure:
+    """GT-known against the length of a vector common to all class weights: mean and range over vectors.
+
+    Parameters
+    ----------
+    table : columns label, common_length, vector, value in per cent
+    """
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    lengths = sorted(set(table["common_length"]))
+    for number, (label, rows) in enumerate(table.groupby("label", sort=False)):
+        curve, color = rows.groupby("common_length")["value"].agg(["mean", "min", "max"]), PALETTE[number]
+        at = [lengths.index(length) for length in curve.index]
+        ax.plot(at, curve["mean"], marker=MARKERS[number], color=color, label=label)
+        ax.fill_between(at, curve["min"], curve["max"], color=color, alpha=0.2, lw=0)
     ax.set_xticks(range(len(lengths)), [f"{length:g}" for length in lengths])
-    ax.set(xlabel="length of the common vector, in row norms", ylabel="GT-known Loc, %")
-    ax.legend(fontsize="small")
+    ax.set(xlabel="length of the common vector, in lengths of the class weights", ylabel="GT-known Loc, %")
+    ax.legend(loc="best")
     return fig
 
 
-def transfer_curve(transfer: Mapping[str, Any]) -> Figure:
+def transfer_curve(table: pd.DataFrame) -> Figure:
     """GT-known against the number of images that chose the threshold: mean, 95 % of choices, oracle.
 
     Parameters
     ----------
-    transfer : method to a table with columns images, gt_known, low, high, oracle, in per cent.
+    table : columns label, images (empty: the oracle), value, low, high in per cent
     """
-    fig, ax = plt.subplots(figsize=(6, 3.5))
-    for number, (method, found) in enumerate(transfer.items()):
-        color = PALETTE[number]
-        ax.plot(found["images"], found["gt_known"], marker="o", color=color, label=method)
-        ax.fill_between(found["images"], found["low"], found["high"], color=color, alpha=0.15, linewidth=0)
-        ax.axhline(found["oracle"].iloc[0], color=color, linestyle=":")
-    ax.plot([], [], color="grey", linestyle=":", label="oracle")
-    ax.set(xscale="log", xlabel="held-out images used", ylabel="GT-known Loc, %")
-    ax.legend(fontsize="small")
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    for number, (label, rows) in enumerate(table.groupby("label", sort=False)):
+        color, found = PALETTE[number], rows[rows["images"].notna()]
+        x = found["images"].astype(int)
+        ax.plot(x, found["value"], marker=MARKERS[number], color=color, label=label)
+        ax.fill_between(x, found["low"], found["high"], color=color, alpha=0.15, lw=0)
+        for value in rows[rows["images"].isna()]["value"]:
+            ax.axhline(value, color=color, ls=":")
+    ax.plot([], [], color="grey", ls=":", label="oracle: best on test")
+    ax.set(xscale="log", xlabel="held-out images that chose the threshold", ylabel="GT-known Loc, %")
+    ax.legend(loc="best")
     return fig
 
 
@@ -186,14 +363,16 @@ def gallery(
     truths: Any | None = None,
     titles: Sequence[str] | None = None,
     columns: int = 6,
+    side: float = 2.0,
 ) -> Figure:
-    """Images with the map over them, our box (dashed) and the true box (solid).
+    """Pictures in grey under their maps, blue below zero and red above; our box dashed, the true one solid.
 
     Parameters
     ----------
     images : (N, 3, H, W) uint8
-    maps : (N, h, w); each is stretched over its image, bright is high
+    maps : (N, h, w), signed; each is shown on its own scale, white at zero
     boxes, truths : (N, 4) x0 y0 x1 y1 in pixels
+    side : of a picture, in inches
     """
     pictures = np.asarray(images)
     if pictures.ndim != 4 or pictures.shape[1] != 3 or len(pictures) == 0:
@@ -201,89 +380,38 @@ def gallery(
     count, _, height, width = pictures.shape
     columns = min(columns, count)
     lines = math.ceil(count / columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(1.6 * columns, 1.8 * lines), squeeze=False)
+    fig, axes = plt.subplots(lines, columns, figsize=(side * columns, (side + 0.25) * lines), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+    extent = (0, width, height, 0)
     for i, ax in zip(range(count), axes.flat, strict=False):
-        ax.imshow(pictures[i].transpose(1, 2, 0), extent=(0, width, height, 0))
-        if maps is not None:
-            ax.imshow(np.asarray(maps[i], dtype=float), extent=(0, width, height, 0), cmap="inferno",
-                      alpha=0.45, interpolation="bilinear")  # fmt: skip
-        for group, color, line in ((truths, "white", "-"), (boxes, PALETTE[9], "--")):
+        if maps is None:
+            ax.imshow(pictures[i].transpose(1, 2, 0), extent=extent)
+        else:
+            ax.imshow(pictures[i].mean(0), extent=extent, cmap="gray", vmin=-60, vmax=255)
+            values = np.asarray(maps[i], dtype=float)
+            reach = float(np.abs(values).max()) or 1.0
+            ax.imshow(values, extent=extent, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.55,
+                      interpolation="bilinear")  # fmt: skip
+        for group, color, line in ((truths, "white", "-"), (boxes, "black", "--")):
             if group is not None:
                 x0, y0, x1, y1 = (float(v) for v in group[i])
                 ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, ls=line, lw=2))
         if titles is not None:
-            ax.set_title(titles[i], fontsize="x-small")
+            ax.set_title(titles[i], fontsize="small")
     return fig
 
 
-def recall_plane(points: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Figure:
-    """Recall of rare over that of common classes, a panel per data set; small dots are seeds, large means.
-
-    Parameters
-    ----------
-    points : data set to method to (common, rare), each with one value per seed, in per cent.
-    """
-    fig, axes = plt.subplots(1, len(points), figsize=(4.5 * len(points), 4), squeeze=False)
-    for ax, (name, methods) in zip(axes[0], points.items(), strict=True):
-        for number, (method, (common, rare)) in enumerate(methods.items()):
-            style: dict[str, Any] = {"color": PALETTE[number], "marker": MARKERS[number % 5], "linestyle": ""}
-            ax.plot(common, rare, markersize=4, alpha=0.5, **style)
-            ax.plot(np.mean(common), np.mean(rare), markersize=10, label=method, **style)
-        ax.set(title=name, xlabel="recall of common classes, %")
-    axes[0, 0].set(ylabel="recall of rare classes, %")
-    axes[0, 0].legend(fontsize="small")
-    return fig
-
-
-def trade_off(sweeps: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Accuracy and per-class accuracy along the weight of the log prior, mean and range over seeds.
-
-    Parameters
-    ----------
-    sweeps : data set to "tau" (T,), "accuracy" and "per_class_accuracy_all" (seeds, T), in per cent.
-    """
-    fig, axes = plt.subplots(1, len(sweeps), figsize=(4.5 * len(sweeps), 3.5), squeeze=False)
-    measures = {
-        "accuracy": "accuracy, training shares",
-        "per_class_accuracy_all": "per-class accuracy",
-    }
-    for ax, (name, sweep) in zip(axes[0], sweeps.items(), strict=True):
-        for number, (key, label) in enumerate(measures.items()):
-            y, color = np.asarray(sweep[key]), PALETTE[number]
-            ax.plot(sweep["tau"], y.mean(0), color=color, label=label)
-            ax.fill_between(sweep["tau"], y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-            ax.plot(sweep["tau"][y.mean(0).argmax()], y.mean(0).max(), "*", color=color, markersize=12)
-        ax.set(title=name, xlabel="τ, weight of log prior")
-    axes[0, 0].set(ylabel="%")
-    axes[0, 0].legend(fontsize="small")
-    return fig
-
-
-def pmi_scatter(exact: Any, estimated: Mapping[str, Any]) -> Figure:
-    """Estimated against exact PMI of single images, one panel per method, with the identity line."""
-    x = np.asarray(exact, dtype=float).ravel()
-    fig, axes = plt.subplots(1, len(estimated), figsize=(4.5 * len(estimated), 4), squeeze=False, sharey=True)
-    for number, (ax, (method, values)) in enumerate(zip(axes[0], estimated.items(), strict=True)):
-        y = np.asarray(values, dtype=float).ravel()
-        ax.scatter(x, y, s=8, alpha=0.4, color=PALETTE[number], linewidth=0, rasterized=True)
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        ax.plot(ends, ends, color="grey", linestyle=":")
-        ax.set(title=f"{method}: r = {np.corrcoef(x, y)[0, 1]:.2f}", xlabel="exact PMI, nats")
-    axes[0, 0].set(ylabel="estimated PMI, nats")
-    return fig
-
-
-def _legend_once(ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(
-        *zip(*{b: (a, b) for a, b in zip(handles, labels, strict=True)}.values(), strict=True),
-        fontsize="small",
+def pmi_scatter(exact: Any, estimated: Any) -> Figure:
+    """Estimated against exact PMI of single images, with the identity line and the correlation."""
+    x, y = (np.asarray(values, dtype=float).ravel() for values in (exact, estimated))
+    fig, ax = plt.subplots(figsize=(5, 4))
+    ax.scatter(x, y, s=8, alpha=0.3, color=PALETTE[0], linewidth=0, rasterized=True)
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    ax.plot(ends, ends, color="grey", ls=":")
+    ax.set(
+        title=f"correlation {np.corrcoef(x, y)[0, 1]:.2f}",
+        xlabel="exact PMI, nats",
+        ylabel="estimated PMI, nats",
     )
-
-
-def _figure(ax: Axes) -> Figure:
-    fig = ax.get_figure()
-    assert isinstance(fig, Figure)
     return fig

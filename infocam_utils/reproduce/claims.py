@@ -1,13 +1,17 @@
-"""The paper's claims against the records: ``claims.yml`` states them, a rule gives each its verdict.
+"""The paper's claims against the results: ``claims.yml`` states them, a rule gives each its verdict.
 
-A verdict is computed, never typed:
+A claim selects rows of the results by their columns: its `value` (ours, beside the paper's number) and its
+`direction` (a paired difference that the claim says is positive). Every setting that has such rows is a finding,
+and a verdict counts them; it is never typed, and never that of the best finding alone:
 
-- *reproduced*: on the paper's own data, in profile ``paper``, our value is within the row's tolerance of
-  the paper's or the paper's lies inside our interval; for a claim that is a direction, the difference's
-  interval excludes zero on that side.
-- *direction only*: the paired difference's interval excludes zero in the claimed direction.
-- *not reproduced*: measured, and neither of these.
-- *not attempted*: no record that could decide.
+- *reproduced*: on the paper's own data at full size, every finding's value is within the row's tolerance of the
+  paper's number or has it inside its interval; for a claim without a number, every finding there is above 0.
+- *not reproduced*: measured on the paper's own data, and not so.
+- *direction only*: on other or smaller data more settings are above 0 than undecided, and none is below.
+- *contradicted*: some are below 0, and none above.
+- *mixed*: some are above 0, but others are below, or as many undecided.
+- *not shown*: measured, and every interval contains 0.
+- *not attempted*: no result can decide.
 - *cannot be right*: the stated value contradicts another stated value by arithmetic.
 """
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +28,34 @@ import nbformat
 import yaml
 
 from infocam_utils.data.store import atomic_write, checkout
-from infocam_utils.reproduce.results import Record, RecordBook, exact, read_book
+from infocam_utils.reproduce import results
+from infocam_utils.reproduce.results import difference_words, number, select, setting_words
 
-if TYPE_CHECKING:  # pandas takes a second to import; checking the ledger does not need it
+if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not need it
     import pandas as pd
 
-REPRODUCED, DIRECTION, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
+REPRODUCED, NOT_REPRODUCED, DIRECTION = "reproduced", "not reproduced", "direction only"
+MIXED, CONTRADICTED, NOT_SHOWN = "mixed", "contradicted", "not shown"
 NOT_ATTEMPTED, IMPOSSIBLE = "not attempted", "cannot be right"
-_STRENGTH = (NOT_ATTEMPTED, NOT_REPRODUCED, DIRECTION, REPRODUCED)
-BEGIN, END = "<!-- scorecard:begin -->", "<!-- scorecard:end -->"
+SIGNS = {
+    REPRODUCED: "✅",
+    DIRECTION: "🟢",
+    MIXED: "🟡",
+    NOT_SHOWN: "⚪",
+    NOT_REPRODUCED: "🟠",
+    CONTRADICTED: "🔴",
+    NOT_ATTEMPTED: "▫️",
+    IMPOSSIBLE: "❌",
+}
+SIDES = ("above", "undecided", "below")
+SETTING = (
+    *("run", "dataset", "shares", "backbone", "weights", "stride", "frozen", "few", "many", "head", "region"),
+    "padding",
+)
+BLOCKS = {
+    "scorecard": ("<!-- scorecard:begin -->", "<!-- scorecard:end -->"),
+    "real": ("<!-- real:begin -->", "<!-- real:end -->"),
+}
 
 
 class LedgerError(ValueError):
@@ -40,24 +63,12 @@ class LedgerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Where to look: a file under ``results/`` and, in it, our value, a paired difference, or both.
-
-    The difference is oriented so that the claim says it is positive.
-    """
-
-    file: str
-    value: str | None = None
-    direction: str | None = None
-
-
-@dataclass(frozen=True)
 class Claim:
     """A row of ``claims.yml``.
 
-    `data` is the paper's data set and `classes` its number of classes; evidence counts as the paper's own
-    data when its book has that data set, profile ``paper`` and a record ``<data>/classes`` of that value.
-    `contradicts` names a row whose top-1 localization cannot exceed 100 minus this row's error.
+    `data` is the paper's data set and `classes` its number of classes: a finding is on the paper's own data when
+    its data set is that one and its results have a row "classes" of that value. `contradicts` names a row whose
+    Top-1 localization cannot exceed 100 minus this row's error.
     """
 
     id: str
@@ -70,52 +81,43 @@ class Claim:
     paper: float | None = None
     unit: str = ""
     tolerance: float = 0.0
-    evidence: tuple[Evidence, ...] = ()
+    value: Mapping[Any, Any] = field(default_factory=dict)
+    direction: Mapping[Any, Any] = field(default_factory=dict)
     contradicts: str | None = None
     remark: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one piece of evidence says."""
+    """What one setting says: our value and the difference, as rows over seeds or images, or one of them."""
 
-    dataset: str
-    profile: str
-    value: Record | None
-    direction: Record | None
-    verdict: str
+    setting: str
+    head: str | None
+    own: bool
+    value: Mapping[Any, Any] | None
+    direction: Mapping[Any, Any] | None
 
     @property
-    def what(self) -> str:
-        """The methods whose difference decides, from the record's name: "free/least likely − cam"."""
-        name = self.direction.name if self.direction is not None else ""
-        return "/".join(name.split("/")[1:-1]).replace("_minus_", " − ").replace("_", " ") or "difference"
+    def side(self) -> str | None:
+        """Where the interval of the difference lies: above 0, below 0, or undecided; None without one."""
+        row = self.direction
+        if row is None or not math.isfinite(float(row["low"])):
+            return None
+        return "above" if row["low"] > 0 else "below" if row["high"] < 0 else "undecided"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim, its verdict, what was found, and who of them disagrees."""
+    """A claim, its verdict and all that was found."""
 
     claim: Claim
     verdict: str
     findings: tuple[Finding, ...]
-    dissent: str
 
-
-def _build(kind: type, content: Any, where: str) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    if not isinstance(content, dict):
-        raise LedgerError(f"{where}: expected a mapping, was {content!r}")
-    for key in content:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise LedgerError(
-                f"{where}: unknown key {key!r}; " + (f"did you mean {near[0]}?" if near else str([*known]))
-            )
-    try:
-        return kind(**content)
-    except TypeError as error:
-        raise LedgerError(f"{where}: {str(error).partition('()')[2].strip()}") from None
+    def count(self, head: str | None = None) -> dict[str, int]:
+        """How many settings are above 0, undecided and below 0, of all or of those with one head."""
+        sides = [f.side for f in self.findings if head is None or f.head == head]
+        return {side: sides.count(side) for side in SIDES}
 
 
 def load_ledger(path: str | Path) -> list[Claim]:
@@ -128,24 +130,16 @@ def load_ledger(path: str | Path) -> list[Claim]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LedgerError(f"{path} is not there; name the folder of a clone of the repository") from None
     except yaml.YAMLError as error:
         raise LedgerError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
         raise LedgerError(f"{path} must have a list under 'claims'")
     ledger: list[Claim] = []
-    for number, row in enumerate(content["claims"], 1):
-        where = f"{path}: row {(row.get('id') if isinstance(row, dict) else None) or number}"
-        if isinstance(row, dict):
-            entries = row.get("evidence") or []
-            if not isinstance(entries, list):
-                raise LedgerError(f"{where}: evidence must be a list, was {entries!r}")
-            row = row | {"evidence": tuple(_build(Evidence, e, f"{where}: evidence") for e in entries)}
-        claim = _build(Claim, row, where)
-        for name in ("paper", "tolerance", "classes"):
-            if not isinstance(getattr(claim, name), (int, float, type(None))):
-                raise LedgerError(f"{where}: {name} must be a number, was {getattr(claim, name)!r}")
-        if any(e.value is None and e.direction is None for e in claim.evidence):
-            raise LedgerError(f"{where}: evidence must name a value, a direction, or both")
+    for number_, row in enumerate(content["claims"], 1):
+        where = f"{path}: row {(row.get('id') if isinstance(row, dict) else None) or number_}"
+        claim = _claim(row, where)
         if claim.id in {c.id for c in ledger}:
             raise LedgerError(f"{where}: the identifier is taken")
         ledger.append(claim)
@@ -155,116 +149,317 @@ def load_ledger(path: str | Path) -> list[Claim]:
     return ledger
 
 
-def load_books(folder: str | Path, prefix: str = "") -> dict[str, RecordBook]:
-    """All books under `folder`, by their path in it (``quick/02_synthetic_estimation.json``)."""
-    root = Path(folder)
-    return {
-        "/".join(filter(None, [prefix, p.relative_to(root).as_posix()])): read_book(p)
-        for p in sorted(root.rglob("*.json"))
-    }
+def _claim(row: Any, where: str) -> Claim:
+    known = {f.name for f in fields(Claim)}
+    if not isinstance(row, dict):
+        raise LedgerError(f"{where}: expected a mapping, was {row!r}")
+    for key in row:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else str(known)
+            raise LedgerError(f"{where}: unknown key {key!r}; {hint}")
+    for name in ("paper", "tolerance", "classes"):
+        if not isinstance(row.get(name), int | float | None):
+            raise LedgerError(f"{where}: {name} must be a number, was {row[name]!r}")
+    for name in ("value", "direction"):
+        if not isinstance(row.get(name) or {}, dict):
+            raise LedgerError(f"{where}: {name} must select rows by columns, was {row[name]!r}")
+    try:
+        return Claim(**row)
+    except TypeError as error:
+        raise LedgerError(f"{where}: {str(error).partition('()')[2].strip()}") from None
 
 
-def _record(book: RecordBook, name: str | None, claim: Claim, file: str) -> Record | None:
-    if name is None:
-        return None
-    if name not in book.records:
-        near = difflib.get_close_matches(name, book.records, n=2, cutoff=0.3)
-        raise LedgerError(f"row {claim.id}: {file} has no record {name!r}; near: {', '.join(near) or 'none'}")
-    return book.records[name]
-
-
-def _find(claim: Claim, evidence: Evidence, book: RecordBook) -> Finding:
-    value = _record(book, evidence.value, claim, evidence.file)
-    direction = _record(book, evidence.direction, claim, evidence.file)
-    if value is not None and value.unit != claim.unit:
-        raise LedgerError(
-            f"row {claim.id}: is in {claim.unit!r}, its record {value.name!r} in {value.unit!r}"
-        )
-    # A book may hold several data sets; then a record's name begins with its own.
-    first = (direction or value or exact("?", 0.0)).name.partition("/")[0]
-    dataset = first if first in book.dataset.split(",") else book.dataset
-    size = book.records.get(f"{claim.data}/classes")
-    whole = claim.classes is None or (size is not None and size.value == claim.classes)
-    own = dataset == claim.data and book.profile == "paper" and whole
-    holds = direction is not None and direction.low > 0 and math.isfinite(direction.low)
-    near = (
-        own
-        and value is not None
-        and claim.paper is not None
-        and (
-            abs(value.value - claim.paper) <= claim.tolerance
-            or (math.isfinite(value.high - value.low) and value.low <= claim.paper <= value.high)
-        )
-    )
-    if near or (own and holds and claim.paper is None):
-        verdict = REPRODUCED
-    elif holds:
-        verdict = DIRECTION
-    elif direction is not None or own:
-        verdict = NOT_REPRODUCED
-    else:
-        verdict = NOT_ATTEMPTED  # a value on other data, without a difference, is context and decides nothing
-    return Finding(dataset, book.profile, value, direction, verdict)
-
-
-def judge(ledger: Sequence[Claim], books: Mapping[str, RecordBook]) -> list[Judged]:
-    """The verdict of every claim: its strongest evidence's, with the data sets that disagree beside it."""
+def judge(ledger: Sequence[Claim], rows: pd.DataFrame) -> list[Judged]:
+    """The verdict of every claim from all rows (`results.read_all`); the profile "smoke" decides nothing."""
     stated = {claim.id: claim.paper for claim in ledger}
+    if "profile" in rows:
+        rows = rows[rows["profile"] != "smoke"].drop(columns="profile")
     judged = []
     for claim in ledger:
-        found = tuple(_find(claim, e, books[e.file]) for e in claim.evidence if e.file in books)
-        verdict = max((f.verdict for f in found), key=_STRENGTH.index, default=NOT_ATTEMPTED)
+        findings = _findings(claim, rows)
+        verdict = _verdict(claim, findings)
         localization = stated.get(claim.contradicts or "")
         if localization is not None and claim.paper is not None and localization > 100 - claim.paper:
             verdict = IMPOSSIBLE
-        others = [f"{f.dataset} ({f.profile}): {f.verdict}" for f in found
-                  if f.verdict not in (verdict, NOT_ATTEMPTED) and verdict != IMPOSSIBLE]  # fmt: skip
-        judged.append(Judged(claim, verdict, found, "; ".join(others)))
+        judged.append(Judged(claim, verdict, tuple(findings)))
     return judged
 
 
-def _ours(row: Judged) -> str:
-    lines = []
-    for finding in row.findings:
-        value, direction = finding.value, finding.direction
-        parts = [value.text] if value is not None else []
-        if direction is not None and direction is not value:
-            parts.append(f"{finding.what}: {direction.text}")
-        runs = len((value or direction).seeds)  # type: ignore[union-attr]
-        seeds = f", {runs} seeds" if runs > 1 else ""
-        lines.append(f"{', '.join(parts)} ({finding.dataset}, {finding.profile}{seeds})")
-    return "<br>".join(lines) or "–"
+def _findings(claim: Claim, rows: pd.DataFrame) -> list[Finding]:
+    values = _summary(claim, "value", claim.value, rows)
+    leads = _summary(claim, "direction", claim.direction, rows)
+    found = []
+    for setting in dict.fromkeys([*leads, *values]):
+        value, lead = values.get(setting), leads.get(setting)
+        row = dict(lead or value or {})
+        size = select(rows, run=row.get("run"), dataset=row.get("dataset"), metric="classes")["value"]
+        whole = claim.classes is None or claim.classes in set(size)
+        head = row.get("head")
+        found.append(Finding(_setting(row), head, row.get("dataset") == claim.data and whole, value, lead))
+    return found
 
 
-def _cells(row: Judged) -> list[str]:
-    claim = row.claim
-    paper = "–" if claim.paper is None else f"{claim.paper:g} {claim.unit}".strip()
-    verdict = f"**{row.verdict}**" + (f"<br>but {row.dissent}" if row.dissent else "")
-    return [
-        f"{claim.statement} ({claim.metric}; {claim.data})",
-        paper,
-        _ours(row),
-        verdict,
-        f"`{claim.command}`",
-    ]
+def _setting(row: Mapping[Any, Any]) -> str:
+    words = setting_words(row)
+    if row.get("region") is not None and str(row["region"]) not in ("1", "<NA>", "nan"):
+        words += f", {row['region']}×{row['region']} sum"
+    return words
 
 
-HEADER = ["Claim", "Paper", "Ours [95 %]", "Verdict", "Command"]
+def _summary(
+    claim: Claim, what: str, selection: Mapping[Any, Any], rows: pd.DataFrame
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The selected rows over seeds, by setting; a difference that no row has is taken from its two methods."""
+    if not selection:
+        return {}
+    second = {k.removeprefix("than_"): v for k, v in selection.items() if k.startswith("than_")}
+    for column in [*second, *(k for k in selection if not k.startswith("than_"))]:
+        if column not in results.PROPERTIES:
+            near = difflib.get_close_matches(column, results.PROPERTIES, n=2)
+            raise LedgerError(f"row {claim.id}: {what} selects by an unknown column {column!r}; near: {near}")
+    chosen = select(rows, **selection)
+    if what == "value":
+        chosen = select(chosen, than_method=None)
+        over_images = chosen[chosen["seed"].isna()] if "seed" in chosen else chosen
+        chosen = (
+            over_images if len(over_images) else chosen
+        )  # an interval over images and seeds, where there is one
+    elif second and chosen.empty:
+        first = {k: v for k, v in selection.items() if k in second}
+        rest = {k: v for k, v in selection.items() if k not in first and not k.startswith("than_")}
+        pool = select(rows, **rest, than_method=None)
+        if len(select(pool, **first)) and len(select(pool, **second)):
+            chosen = results.difference(pool, first, second)
+    if chosen.empty:
+        return {}
+    made = {}
+    for row in results.over_seeds(chosen).to_dict("records"):
+        if row["unit"] not in (claim.unit, "points" if claim.unit == "%" else claim.unit):
+            raise LedgerError(f"row {claim.id}: is in {claim.unit!r}, its {what} in {row['unit']!r}")
+        made[tuple(str(row.get(c)) for c in SETTING)] = {str(k): v for k, v in row.items()}
+    return made
+
+
+def _verdict(claim: Claim, findings: Sequence[Finding]) -> str:
+    own = [f for f in findings if f.own]
+    if claim.paper is not None and any(f.value is not None for f in own):
+        near = [_near(claim, f.value) for f in own if f.value is not None]
+        return REPRODUCED if all(near) else MIXED if any(near) else NOT_REPRODUCED
+    if claim.paper is None and own:
+        sides = [f.side for f in own if f.side]
+        if sides and all(side == "above" for side in sides):
+            return REPRODUCED
+    sides = [f.side for f in findings if f.side]
+    above, undecided, below = (sides.count(side) for side in SIDES)
+    if not sides:
+        return NOT_ATTEMPTED  # a value on other data, without a difference, is context and decides nothing
+    if not above:
+        return CONTRADICTED if below else NOT_SHOWN
+    return DIRECTION if not below and above > undecided else MIXED
+
+
+def _near(claim: Claim, row: Mapping[Any, Any]) -> bool:
+    assert claim.paper is not None
+    inside = row["low"] <= claim.paper <= row["high"]  # False where there is no interval
+    return bool(abs(row["value"] - claim.paper) <= claim.tolerance or inside)
+
+
+def ours(row: Judged) -> str:
+    """What was found, in a line: the number where there is one, else how many settings lie on which side."""
+    with_value = [f for f in row.findings if f.own and f.value is not None]
+    if row.claim.paper is not None and with_value:
+        return " · ".join(number(f.value) for f in with_value if f.value is not None)
+    if not any(f.side for f in row.findings):
+        return "–"
+    count = row.count()
+    text = f"above 0 in {count['above']} of {sum(count.values())} settings, below in {count['below']}"
+    heads = sorted({f.head for f in row.findings if f.head})
+    if len(heads) > 1:
+        text += "; " + ", ".join(f"{h} head {'/'.join(str(row.count(h)[s]) for s in SIDES)}" for h in heads)
+    leads = [f.direction for f in row.findings if f.direction is not None]
+    low, high = (pick(leads, key=lambda r: r["value"]) for pick in (min, max))
+    unit = str(low["unit"])
+    return (
+        f"{text}; from {number({**low, 'low': None}, unit=False)} to {number({**high, 'low': None})}"
+        if unit
+        else text
+    )
+
+
+HEADER = ["The paper says", "Paper", "Here", "Verdict"]
 
 
 def markdown(judged: Iterable[Judged]) -> str:
-    """The scorecard as a Markdown table, as README and notebook 05 show it."""
-    rows = [HEADER, ["---"] * len(HEADER), *map(_cells, judged)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    """The scorecard as a Markdown table, one line a claim, as README and notebook 05 show it."""
+    lines = [HEADER, ["---"] * len(HEADER)]
+    for row in judged:
+        claim = row.claim
+        paper = "–" if claim.paper is None else f"{claim.paper:g} {claim.unit}".strip()
+        lines.append([claim.statement, paper, ours(row), f"{SIGNS[row.verdict]} {row.verdict}"])
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def details(judged: Iterable[Judged]) -> str:
+    """Every finding of every claim, as ``results/SCORECARD.md`` shows them."""
+    parts = [
+        "# Scorecard, finding by finding\n\nRendered by `infocam claims --write` from the results in this folder. Values "
+        "with their 95 % interval; a difference is paired, like with like (same region sum, same test images)."
+    ]
+    for row in judged:
+        claim = row.claim
+        parts.append(
+            f"## {claim.statement}\n\n{SIGNS[row.verdict]} **{row.verdict}** · {claim.metric} · {claim.source}"
+            + (f" · paper: {claim.paper:g} {claim.unit}".rstrip() if claim.paper is not None else "")
+            + f"\n\nCommand for the paper's data: `{claim.command}`"
+            + (f"\n\n{claim.remark.strip()}" if claim.remark else "")
+        )
+        if row.findings:
+            lines = ["| setting | ours | difference | lies |", "| --- | --- | --- | --- |"]
+            for f in row.findings:
+                value = number(f.value) if f.value is not None else "–"
+                lead = "–"
+                if f.direction is not None:
+                    words = f"{difference_words(f.direction)}: " if f.direction.get("than_method") else ""
+                    lead = words + number(f.direction)
+                lines.append(f"| {f.setting} | {value} | {lead} | {f.side or '–'} |")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def table(judged: Iterable[Judged]) -> pd.DataFrame:
-    """The scorecard as a table with one row per claim."""
+    """The scorecard as a table with one row per claim, with the remarks."""
     import pandas as pd
 
-    rows = [[row.claim.id, *_cells(row), row.claim.remark] for row in judged]
-    plain = [[cell.replace("<br>", "\n").replace("**", "").replace("`", "") for cell in row] for row in rows]
-    return pd.DataFrame(plain, columns=["id", *HEADER, "Remark"]).set_index("id")
+    rows = [
+        [
+            row.claim.statement,
+            "–" if row.claim.paper is None else f"{row.claim.paper:g} {row.claim.unit}".strip(),
+            ours(row),
+            f"{SIGNS[row.verdict]} {row.verdict}",
+            row.claim.remark.strip(),
+        ]
+        for row in judged
+    ]
+    return pd.DataFrame(rows, columns=[*HEADER, "Remark"])
+
+
+def values_table(judged: Iterable[Judged]) -> pd.DataFrame:
+    """Our values beside the paper's numbers, one line a setting, for a figure."""
+    import pandas as pd
+
+    made = [
+        {**f.value, "label": f"{row.claim.statement}\n{f.setting}", "paper": row.claim.paper}
+        for row in judged
+        for f in row.findings
+        if f.value is not None and row.claim.paper is not None
+    ]
+    return pd.DataFrame(made, columns=["label", "unit", "value", "low", "high", "paper"])
+
+
+def directions_table(judged: Iterable[Judged]) -> pd.DataFrame:
+    """Every difference of percentages that a claim says is positive, one line a setting, for a figure."""
+    import pandas as pd
+
+    made = [
+        {**f.direction, "label": f.setting.removesuffix(f", {f.head} head"), "head": f.head}
+        | {"claim": row.claim.statement}
+        for row in judged
+        for f in row.findings
+        if f.direction is not None and f.direction["unit"] == "points"
+    ]
+    return pd.DataFrame(made, columns=["claim", "label", "head", "unit", "value", "low", "high"])
+
+
+def imbalance_table(rows: pd.DataFrame) -> str:
+    """Per-class accuracy over all test images by each decision, with the differences that matter."""
+    pool = select(rows, notebook="03", metric="per_class_accuracy", test="all", start=None, than_method=None)
+    methods = {"softmax": "softmax", "post_hoc": "corrected", "pc": "PC-softmax"}
+    pool = select(pool, method=list(methods))
+    if pool.empty:
+        return ""
+    summary = results.over_seeds(pool)
+    leads = [
+        results.over_seeds(results.difference(pool, {"method": "pc"}, {"method": m}))
+        for m in ("softmax", "post_hoc")
+    ]
+    lines = []
+    for row in select(summary, method="softmax").to_dict("records"):
+        where = {
+            c: None if str(row.get(c)) in ("<NA>", "nan", "None") else row[c] for c in SETTING if c in summary
+        }
+        cells = [number(select(summary, **where, method=m).iloc[0].to_dict(), unit=False) for m in methods]
+        cells += [number(select(lead, **where).iloc[0].to_dict(), unit=False) for lead in leads]
+        seeds = str(row["seeds"])
+        lines.append([f"[{row['dataset']}](results/{row['run']}/03.csv)", _shares(row), seeds, *cells])
+    head = ["data", "rare : common", "seeds", *methods.values(), "PC − softmax", "PC − corrected"]
+    return "**Imbalanced classes** (notebook 03): per-class accuracy on all test images, in %\n\n" + _grid(
+        head, lines
+    )
+
+
+def _shares(row: Mapping[Any, Any]) -> str:
+    many = row.get("many")
+    return f"{row['few']} : {'all' if many is None or str(many) in ('<NA>', 'nan') else many}"
+
+
+def localization_table(rows: pd.DataFrame) -> str:
+    """GT-known of class maps, the feature norm and the centre box, like for like: one line a region sum."""
+    pool = select(rows, notebook="04", metric="gt_known", interval="bootstrap over images")
+    if pool.empty:
+        return ""
+    columns = {
+        "CAM, decayed": {"method": "cam", "head": "decayed"},
+        "CAM, free": {"method": "cam", "head": "free"},
+        "infoCAM, decayed": {"method": "infocam", "head": "decayed", "against": "least_likely"},
+        "infoCAM, free": {"method": "infocam", "head": "free", "against": "least_likely"},
+        "feature norm": {"method": "feature_norm"},
+    }
+    versus = {"than_method": "cam", "method": "infocam", "against": "least_likely"}
+    lines = []
+    for keys, group in pool.groupby(
+        ["run", "dataset", "stride", "region", "padding"], dropna=False, sort=True
+    ):
+        run, dataset, stride, region, padding = keys
+        values = select(group, than_method=None)
+        if not len(select(values, method="cam")):
+            continue
+        name = "none" if region == 1 else f"{region}×{region}, {padding}"
+        line = [f"[{dataset}](results/{run}/04.csv)", str(stride), name]
+        for chosen in columns.values():
+            found = select(values, **chosen)
+            line.append(number(found.iloc[0].to_dict(), unit=False) if len(found) else "–")
+        for head in ("decayed", "free"):
+            same = select(group, **versus, head=head)
+            same = same[(same["than_region"] == region) | same["than_region"].isna()]
+            line.append(number(same.iloc[0].to_dict(), unit=False) if len(same) else "–")
+        centre = select(pool, run=run, dataset=dataset, method="centre_box", than_method=None)
+        line.append(number(centre.iloc[0].to_dict(), unit=False) if len(centre) else "–")
+        lines.append(line)
+    head = [
+        "data",
+        "stride",
+        "region sum",
+        *columns,
+        "infoCAM − CAM, decayed",
+        "infoCAM − CAM, free",
+        "centre box",
+    ]
+    return (
+        "**Localization** (notebook 04): GT-known in %, threshold from held-out images, infoCAM against the least likely "
+        "class\n\n" + _grid(head, lines)
+    )
+
+
+def _grid(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def real_tables(rows: pd.DataFrame) -> str:
+    """Both tables, of the runs on photographs alone (not of drawn data and digits)."""
+    photographs = rows[~rows["run"].isin(["quick", "smoke", "paper"])]
+    made = [imbalance_table(photographs), localization_table(photographs)]
+    return "\n\n".join(filter(None, made)) or "No run on photographs yet."
 
 
 def scorecard(
@@ -272,51 +467,72 @@ def scorecard(
 ) -> list[Judged]:
     """Every claim of the repository's ``claims.yml``, judged by its ``results``; by default this clone's.
 
-    With `run_dir`, that run's records take the place of the committed ones of the same `name`.
+    With `run_dir`, that run's results take the place of the committed ones of the same `name`.
     """
     root = Path(repository) if repository is not None else checkout()
     if root is None:
         raise LedgerError("the ledger is part of a clone of the repository; give that folder")
-    books = load_books(root / "results")
-    if run_dir is not None:
-        books |= load_books(Path(run_dir) / "records", prefix=name)
-    return judge(load_ledger(root / "claims.yml"), books)
+    return judge(load_ledger(root / "claims.yml"), rows_with(root, run_dir, name))
 
 
-def write_readme(root: str | Path) -> Path:
-    """Put the scorecard between the markers of README.md."""
-    readme = Path(root) / "README.md"
+def rows_with(root: Path, run_dir: str | Path | None = None, name: str = "") -> pd.DataFrame:
+    """All committed rows, those of a run in place of the committed ones of the same name and notebook."""
+    import pandas as pd
+
+    rows = results.read_all(root / "results")
+    folder = Path(run_dir) / "results" if run_dir is not None else None
+    if folder is None or not folder.is_dir():
+        return rows
+    fresh = results.read_all(folder).assign(run=name)
+    replaced = (rows["run"] == name) & rows["notebook"].isin(set(fresh["notebook"]))
+    return pd.concat([rows[~replaced], fresh], ignore_index=True)
+
+
+def write(root: str | Path) -> list[Path]:
+    """Render the scorecard and the tables into README.md and ``results/SCORECARD.md``."""
+    root = Path(root)
+    readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, after = around(text, readme, BEGIN, END)
-    return atomic_write(readme, f"{before}{BEGIN}\n{markdown(scorecard(root))}\n{END}{after}")
+    for name, content in _blocks(root).items():
+        before, after = _around(text, readme, name)
+        text = f"{before}{BLOCKS[name][0]}\n{content}\n{BLOCKS[name][1]}{after}"
+    atomic_write(readme, text)
+    return [readme, atomic_write(root / "results" / "SCORECARD.md", details(scorecard(root)))]
 
 
-def around(text: str, readme: Path, begin: str, end: str) -> tuple[str, str]:
+def _blocks(root: Path) -> dict[str, str]:
+    return {"scorecard": markdown(scorecard(root)), "real": real_tables(results.read_all(root / "results"))}
+
+
+def _around(text: str, readme: Path, name: str) -> tuple[str, str]:
     """What stands before and after a marked block, which must be there once."""
+    begin, end = BLOCKS[name]
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise LedgerError(f"{readme} must have one {begin} and after it one {end}")
     return text.partition(begin)[0], text.partition(end)[2]
 
 
 def check(root: str | Path) -> list[str]:
-    """What disagrees with the records: the README's table and notebook 05's output, as sentences.
-
-    A ledger that points to a record that is not there raises `LedgerError`.
-    """
+    """What disagrees with the results: README, ``results/SCORECARD.md``, notebook 05's output; as sentences."""
     root = Path(root)
-    text = markdown(scorecard(root))
+    readme, blocks = root / "README.md", _blocks(root)
+    text = readme.read_text(encoding="utf-8")
     problems = []
-    readme = root / "README.md"
-    content = readme.read_text(encoding="utf-8")
-    before, after = around(content, readme, BEGIN, END)
-    if content != f"{before}{BEGIN}\n{text}\n{END}{after}":
-        problems.append("README.md: the scorecard differs from the records; run infocam claims --write")
+    for name, content in blocks.items():
+        before, after = _around(text, readme, name)
+        if text != f"{before}{BLOCKS[name][0]}\n{content}\n{BLOCKS[name][1]}{after}":
+            problems.append(
+                f"README.md: the block {name!r} differs from the results; run infocam claims --write"
+            )
+    pages = root / "results" / "SCORECARD.md"
+    if not pages.is_file() or pages.read_text(encoding="utf-8") != details(scorecard(root)):
+        problems.append("results/SCORECARD.md differs from the results; run infocam claims --write")
     for path in sorted((root / "notebooks").glob("05_*.ipynb")):
         shown = [
             "".join(output.get("data", {}).get("text/markdown", ""))
             for cell in nbformat.read(path, as_version=4).cells
             for output in cell.get("outputs", [])
         ]
-        if not any(text in output for output in shown):
-            problems.append(f"{path.name}: shows another scorecard than the records give; execute it again")
+        if not any(blocks["scorecard"] in output for output in shown):
+            problems.append(f"{path.name}: shows another scorecard than the results give; execute it again")
     return problems

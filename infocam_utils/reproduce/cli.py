@@ -1,26 +1,16 @@
-"""The command ``infocam``: run the notebooks, fetch data, and hold the claims against the records."""
+"""The command ``infocam``: run the notebooks, fetch data, and hold the claims against the results."""
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
 from infocam_utils.data.store import atomic_write, checkout
-from infocam_utils.reproduce.results import compare_books, read_book
-
-
-def home(needed_for: str) -> Path:
-    found = checkout()
-    if found is None:
-        raise click.ClickException(
-            f"{needed_for} needs a clone of the repository; this is an installed package"
-        )
-    return found
-
 
 if TYPE_CHECKING:  # each command imports what it needs, so that help and lists come at once
     from infocam_utils.reproduce.runner import Plan
@@ -30,6 +20,10 @@ class Refused(click.ClickException):
     """A request that cannot be: one line, and the exit status of a usage error."""
 
     exit_code = 2
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,22 +42,45 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     return pairs
 
 
+def recipe_fields() -> dict[str, Any]:
+    """The fields of a recipe, each with its type; every one is a parameter of the notebooks that have one."""
+    from infocam_utils.experiments.recipe import Recipe
+
+    return get_type_hints(Recipe)
+
+
+PATH = click.Path(path_type=Path)
+
+
 @cli.command()
 @click.argument("notebooks", nargs=-1)
-@click.option("--profile", default="quick", show_default=True, help="Parameter file in notebooks/profiles.")
-@click.option("-p", "--set", "overrides", multiple=True, callback=_pairs, metavar="KEY=VALUE",
-              help="A parameter of the notebooks; may be given several times.")  # fmt: skip
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="[default: runs/NAME]")
-@click.option("--name", help="What to call this run.  [default: the profile]")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets and caches lie.")
-@click.option("--notebooks", "folder", type=click.Path(path_type=Path), help="Folder of notebooks.")
+@click.option("--from", "record", type=PATH, metavar="RESULTS.json", help="Repeat the run that made these.")
+@click.option("--profile", help="Parameter file in notebooks/profiles.  [default: quick]")
+@click.option(
+    "-p",
+    "--set",
+    "overrides",
+    multiple=True,
+    callback=_pairs,
+    metavar="KEY=VALUE",
+    help="A parameter of the notebooks or a field of their recipe; may be given several times.",
+)
+@click.option("--output", type=PATH, help="Folder to write to.  [default: runs/NAME]")
+@click.option("--name", help="What to call this run.  [default: the profile; of --from, the record's folder]")
+@click.option("--data-dir", type=PATH, help="Where data sets and the cache lie.")
+@click.option("--notebooks", "folder", type=PATH, help="Folder of notebooks.")
 @click.option("--fresh", is_flag=True, help="Start over: use no finished notebook and no cached network.")
-@click.option("--update", is_flag=True, help="For maintainers: put the records into results/NAME and, where"
-              " all parameters are the defaults, the executed notebooks into their folder.")  # fmt: skip
+@click.option(
+    "--update",
+    is_flag=True,
+    help="For maintainers: put the results into results/NAME and, where all parameters are the defaults, "
+    "the executed notebooks into their folder.",
+)
 def run(
     notebooks: tuple[str, ...],
-    profile: str,
-    overrides: Any,
+    record: Path | None,
+    profile: str | None,
+    overrides: dict[str, str],
     output: Path | None,
     name: str | None,
     data_dir: Path | None,
@@ -75,38 +92,56 @@ def run(
 
     A second run goes on where the first stopped and leaves what is done and unchanged.
     """
-    from infocam_utils.reproduce import runner as plans
+    from infocam_utils.data.sets import SETS
+    from infocam_utils.reproduce import report, results, runner
 
+    if record is not None and (notebooks or profile):
+        raise Refused("--from names the notebook and the profile itself; give neither beside it")
     try:
-        chosen = plans.plan(notebooks, profile, overrides, folder)
-    except plans.PlanError as error:
-        raise Refused(str(error)) from error
-    from infocam_utils.reproduce import report as reports
-    from infocam_utils.reproduce import runner as pipeline
-
-    name = name or profile
+        chosen = runner.plan(
+            notebooks,
+            profile or "quick",
+            overrides,
+            folder,
+            record=results.read(record) if record is not None else None,
+            recipe_fields=recipe_fields(),
+            known_data=[*SETS, "imagenet", "none"],
+            data_dir=data_dir,
+        )
+    except ValueError as error:
+        raise Refused(_one_line(error)) from error
+    name = name or (chosen[0].profile if record is None else _run_name(record))
     root = checkout() or Path.cwd()
     output = (output or root / "runs" / name).absolute()
-    results = (chosen[0].path.parents[1] if folder else root) / "results"
+    committed = (chosen[0].path.parents[1] if folder else root) / "results"
 
     def put_back(plan: Plan) -> None:
-        records = output / "records" / f"{plan.name}.json"
-        if records.exists():
-            atomic_write(results / name / records.name, records.read_bytes())
+        for file in sorted((output / "results").glob(f"{plan.name[:2]}.*")):
+            atomic_write(committed / name / file.name, file.read_bytes())
         changed = sorted(k for k, v in plan.parameters.items() if v != plan.defaults[k])
         if changed:
             click.echo(f"{plan.name}: the notebook stays, since it ran with other {', '.join(changed)}")
         else:
             executed = output / "notebooks" / plan.path.name
-            atomic_write(plan.path, reports.clean_notebook(executed, plan.path))
+            atomic_write(plan.path, report.clean_notebook(executed, plan.path))
 
     try:
-        manifest = pipeline.run(
-            chosen, output, name=name, results=results, data_dir=data_dir, fresh=fresh,
-            command=shlex.join(["infocam", *sys.argv[1:]]), after=put_back if update else None,
-        )  # fmt: skip
-    except pipeline.RunError as error:
-        raise click.ClickException(str(error)) from error
+        manifest = runner.run(
+            chosen,
+            output,
+            name=name,
+            results=committed,
+            data_dir=data_dir,
+            fresh=fresh,
+            command=shlex.join(["infocam", *sys.argv[1:]]),
+            after=put_back if update else None,
+        )
+    except runner.PlanError as error:
+        raise Refused(_one_line(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"the run in {output} stopped: {_one_line(error)}") from error
+    except (runner.RunError, ValueError) as error:
+        raise click.ClickException(_one_line(error)) from error
     states = [manifest["notebooks"].get(plan.name, {}).get("status") for plan in chosen]
     click.echo(f"{states.count('done')} of {len(chosen)} notebooks done; see {output / 'index.html'}")
     if "interrupted" in states:
@@ -115,58 +150,86 @@ def run(
     sys.exit(0 if states.count("done") == len(chosen) else 1)
 
 
-@cli.command("claims")
-@click.option("--check", is_flag=True, help="Fail when README or notebook 05 disagree with the records.")
-@click.option("--write", is_flag=True, help="Render the scorecard into README.md.")
-@click.option(
-    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="[default: the clone]"
-)
-def claims_command(check: bool, write: bool, root: Path | None) -> None:
-    """The paper's claims and what the committed records say of them."""
-    from infocam_utils.reproduce import claims, realdata
+def _run_name(record: Path) -> str:
+    """results/NAME/03.json and runs/NAME/results/03.json both belong to the run NAME."""
+    folder = record.resolve().parent
+    return folder.parent.name if folder.name == "results" else folder.name
 
-    root = root or home("the ledger")
+
+@cli.command("claims")
+@click.option("--check", is_flag=True, help="Fail when README or notebook 05 disagree with the results.")
+@click.option("--write", is_flag=True, help="Render the scorecard and the tables into the README.")
+@click.option("--root", type=PATH, help="[default: the clone]")
+def claims_command(check: bool, write: bool, root: Path | None) -> None:
+    """The paper's claims and what the committed results say of them."""
+    from infocam_utils.reproduce import claims
+
+    root = root or checkout()
+    if root is None:
+        raise click.ClickException(
+            "the ledger needs a clone of the repository; this is an installed package; give --root CLONE"
+        )
     try:
         if write:
-            realdata.write(root)
-            click.echo(f"wrote {claims.write_readme(root)}")
+            for path in claims.write(root):
+                click.echo(f"wrote {path}")
         if check:
-            problems = claims.check(root) + realdata.check(root)
+            problems = claims.check(root)
             if problems:
                 raise click.ClickException("; ".join(problems))
-            click.echo("README, notebook 05 and ledger agree with the records")
+            click.echo("README, notebook 05 and ledger agree with the results")
         if not (check or write):
-            for row in claims.scorecard(root):
-                lines = [f"{row.claim.id}: {row.verdict}" + (f" (but {row.dissent})" if row.dissent else "")]
-                cells = claims.table([row]).iloc[0]
-                lines += [f"  {title.lower()}: {cells[title]}".replace("\n", "\n    ") for title in
-                          ("Claim", "Paper", "Ours [95 %]", "Command", "Remark") if cells[title]]  # fmt: skip
-                click.echo("\n".join(lines))
+            judged = claims.scorecard(root)
+            for row, (_, cells) in zip(judged, claims.table(judged).iterrows(), strict=True):
+                click.echo(f"{row.claim.id}: {row.verdict}")
+                for title, cell in cells.items():
+                    if cell and title != "Verdict":
+                        text = str(cell).replace("<br>", "\n").replace("\n", "\n    ")
+                        click.echo(f"  {str(title).lower()}: {text}")
     except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(_one_line(error)) from error
 
 
 @cli.command()
 @click.argument("committed", type=click.Path(exists=True, path_type=Path))
 @click.argument("fresh", type=click.Path(exists=True, path_type=Path))
 def compare(committed: Path, fresh: Path) -> None:
-    """Compare records by number, each within its stated tolerance: two files, or two folders of them."""
-    pairs = [(committed, fresh)]
+    """Compare results by number, each within its tolerance: two files, or two folders of them.
+
+    A folder may be a run's. Notebook and parameters must agree too, and both must have the same files.
+    """
+    from infocam_utils.reproduce.results import compare as differences
+    from infocam_utils.reproduce.results import read
+
+    if committed.is_dir() != fresh.is_dir():
+        raise Refused(f"{committed} and {fresh} must be two files or two folders")
+    pairs = {committed.stem: (committed, fresh)}
+    found = []
     if committed.is_dir():
-        pairs = [(p, fresh / p.relative_to(committed)) for p in sorted(committed.rglob("*.json"))]
+        old, new = _files(committed), _files(fresh)
+        if not old and not new:
+            raise click.ClickException(f"no results in {committed} nor in {fresh}")
+        pairs = {name: (old[name], new[name]) for name in sorted(old.keys() & new.keys())}
+        found += [f"{name}: not in {fresh}" for name in sorted(old.keys() - new.keys())]
+        found += [f"{name}: not in {committed}" for name in sorted(new.keys() - old.keys())]
     try:
-        found = [
-            f"{old.stem}: {d}" for old, new in pairs for d in compare_books(read_book(old), read_book(new))
-        ]
+        for name, (one, other) in pairs.items():
+            found += [f"{name}: {text}" for text in differences(read(one), read(other))]
     except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    if not pairs:
-        raise click.ClickException(f"no records in {committed}")
-    for difference in found:
-        click.echo(difference)
+        raise click.ClickException(_one_line(error)) from error
+    for text in found:
+        click.echo(text)
     if found:
         raise click.ClickException(f"{len(found)} differences")
-    click.echo(f"{len(pairs)} files of records agree within their tolerances")
+    click.echo(f"{len(pairs)} files of results agree within their tolerances")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The results under a folder by their path in it without ending; of a run's folder, its own."""
+    if (folder / "manifest.json").exists():
+        folder = folder / "results"
+    found = sorted(folder.rglob("[0-9][0-9].json"))
+    return {str(p.relative_to(folder).with_suffix("")): p for p in found}
 
 
 @cli.group()
@@ -175,7 +238,7 @@ def data() -> None:
 
 
 @data.command("list")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.")
+@click.option("--data-dir", type=PATH, help="Where data sets lie.")
 def list_data(data_dir: Path | None) -> None:
     """Each data set with its size, licence, use, place and state."""
     from infocam_utils.data import downloads
@@ -189,11 +252,16 @@ def list_data(data_dir: Path | None) -> None:
 @click.option("--url", help="Another place to fetch it from, also file://.")
 @click.option("--sha256", help="The checksum to expect of it.")
 @click.option("--into", help="Name of the folder to unpack into.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.")
+@click.option("--data-dir", type=PATH, help="Where data sets lie.")
 def get(name: str, url: str | None, sha256: str | None, into: str | None, data_dir: Path | None) -> None:
     """Fetch, verify and unpack the data set NAME."""
     from infocam_utils.data import downloads
+    from infocam_utils.data.sets import SETS
 
+    if name not in SETS:
+        near = difflib.get_close_matches(name, SETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETS)}"
+        raise Refused(f"unknown data set {name!r}; {hint}")
     with click.progressbar(length=1, label=name, file=sys.stderr) as bar:
 
         def progress(done: int, total: int | None) -> None:
@@ -203,7 +271,7 @@ def get(name: str, url: str | None, sha256: str | None, into: str | None, data_d
         try:
             where = downloads.get(name, data_dir, url, sha256, progress, into)
         except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_one_line(error)) from error
     click.echo(f"{name} is in {where}")
 
 

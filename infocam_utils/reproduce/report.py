@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -10,75 +13,187 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jinja2 import DictLoader, Environment
 
-from infocam_utils.data.store import atomic_write, checkout
-from infocam_utils.reproduce import claims
+from infocam_utils.data.store import atomic_write
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;text-align:left;vertical-align:top;
-border-bottom:1px solid #ccc}figure{display:inline-block;width:22rem;margin:.5rem;vertical-align:top}
-img{width:100%}figcaption{font-size:.85rem}.failed,.interrupted{font-weight:bold}"""
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>infocam run {{ run.name }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
+td, th { padding: .3rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ccc;
+  overflow-wrap: break-word }
+figure { display: inline-block; width: 35rem; max-width: 100%; margin: .5rem 1rem .5rem 0;
+  vertical-align: top }
+img { width: 100%; height: auto }
+figcaption { font-size: .85rem }
+.failed, .interrupted, .running, .waiting { font-weight: bold }
+@media (max-width: 50rem) {
+  thead { display: none }
+  table, tbody, tr, td { display: block; width: auto }
+  tr { border-bottom: 2px solid #999; padding: .5rem 0 }
+  td { border: 0; padding: .1rem 0 }
+  td[data-title]::before { content: attr(data-title) ": "; font-weight: bold }
+  figure { margin-right: 0 }
+}
+</style>
+</head>
+<body>
+<h1>infocam run {{ run.name }}</h1>
+<p>Profile {{ profiles | join(", ") or "unknown" }}; {{ run.started }} to {{ run.finished or "now" }};
+{{ machine }}. <a href="manifest.json">manifest.json</a> holds versions, hardware, data and parameters.</p>
+{% if run.command %}<p><code>{{ run.command }}</code></p>{% endif %}
+<ul>
+{% for note in notebooks %}<li>{{ note.name }}: <span class="{{ note.status }}">{{ note.status }}</span></li>
+{% endfor %}</ul>
+<h2>This run against the committed results</h2>
+{% for line in agreement %}<p>{{ line.text }}</p>
+{% if line.differences %}<ul>{% for text in line.differences %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
+{% else %}<p>There are no committed results of the name {{ run.name }} to compare with.</p>
+{% endfor %}
+{% if scorecard %}<h2>Scorecard</h2>
+{% if scorecard.error %}<p>{{ scorecard.error }}</p>{% else %}
+<table><thead><tr>{% for title in scorecard.titles %}<th>{{ title }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in scorecard.rows %}<tr>{% for cell in row %}<td data-title="{{ scorecard.titles[loop.index0] }}">
+{{- cell | rich | safe -}}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table>{% endif %}{% endif %}
+<h2>Notebooks</h2>
+<table><thead><tr><th>Notebook</th><th>Status</th><th>Time</th><th>Results</th></tr></thead><tbody>
+{% for note in notebooks %}<tr>
+<td>{% if note.page %}<a href="{{ note.page }}">{{ note.name }}</a>{% else %}{{ note.name }}{% endif %}</td>
+<td class="{{ note.status }}">{{ note.status }}</td>
+<td>{% if note.seconds is number %}{{ "%.0f" | format(note.seconds) }} s{% endif %}</td>
+<td>{% for file in note.results %}<a href="{{ file }}">{{ file }}</a> {% endfor %}{{ note.error }}
+{%- if note.previous %} What it made before is in previous/.{% endif %}</td></tr>
+{% endfor %}</tbody></table>
+{% for number, group in figures %}{% if loop.first %}<h2>Figures</h2>
+{% endif %}<h3>{{ number }}</h3>
+{% for figure in group %}<figure>
+<a href="{{ figure.source }}"><img src="{{ figure.source }}" alt="{{ figure.alt }}"></a>
+<figcaption>{{ figure.alt }}</figcaption></figure>
+{% endfor %}{% endfor %}
+</body>
+</html>
+"""
+
+
+# nbconvert's own template with a figure's alternative text, which it leaves out.
+_ALT = """{% extends "lab/index.html.j2" %}
+{% block data_png %}{% set alt = output | get_metadata("alt", "image/png") %}
+{{- super() | replace("<img", '<img alt="' ~ (alt | escape_html) ~ '"' if alt else "<img", 1) }}
+{%- endblock %}
+"""
 
 
 def export_html(notebook: Path, target: Path) -> Path:
-    """The notebook as one HTML file that reads offline; online, its equations are typeset too."""
+    """The notebook as one HTML file that reads offline; online, its equations are typeset too.
+
+    Figures keep the alternative text that their output's metadata has, or that is in their PNG.
+    """
     from nbconvert import HTMLExporter
 
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("widgets", None)  # a slider without a kernel moves nothing
     content.metadata["title"] = notebook.stem
-    body, _ = HTMLExporter().from_notebook_node(content)
+    for output in (o for cell in content.cells for o in cell.get("outputs", [])):
+        picture = output.get("data", {}).get("image/png")
+        alt = figure_caption(io.BytesIO(base64.b64decode(picture))) if picture else ""
+        if alt:
+            output.setdefault("metadata", {}).setdefault("image/png", {}).setdefault("alt", alt)
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"alt.html.j2": _ALT})], template_file="alt.html.j2")
+    body, _ = exporter.from_notebook_node(content)
     body = re.sub(r'<script src="https://[^"]*require[^"]*"></script>', "", body)
     return atomic_write(target, re.sub(r'<script src="(https://[^"]*)"', r'<script async src="\1"', body))
 
 
-def figure_caption(path: Path) -> str:
-    """The alternative text that `plotting.save` put into the PNG."""
+def figure_caption(picture: Path | io.BytesIO) -> str:
+    """The alternative text that `figures.save` put into a PNG; nothing when there is none."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return str(image.info.get("Description", path.stem))
+    try:
+        with Image.open(picture) as image:
+            return str(image.info.get("Description", ""))
+    except OSError:
+        return ""
+
+
+def _rich(text: object) -> str:
+    """A cell of the scorecard: its line breaks, bold words and code, and nothing else as HTML."""
+    safe = re.sub(r"&lt;br ?/?&gt;|\n|\\n", "<br>", html.escape(str(text)))
+    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
+
+
+def agreement(output: Path, committed: Path) -> list[dict[str, Any]]:
+    """Of each result that is in both folders, one sentence and the differences beyond tolerance."""
+    from infocam_utils.reproduce.results import CHOICES, compare, over_seeds, read
+
+    lines: list[dict[str, Any]] = []
+    for path in sorted((output / "results").glob("[0-9][0-9].json")):
+        if not (committed / path.name).exists():
+            continue
+        try:
+            old, new = read(committed / path.name), read(path)
+            differences = compare(old, new)
+            measured = (old.rows["unit"] != "s") & ~old.rows["metric"].isin(CHOICES)
+            count = len(over_seeds(old.rows[measured]))
+        except ValueError as error:
+            lines.append({"text": f"{path.stem}: cannot be compared", "differences": [str(error)]})
+            continue
+        text = f"{path.stem}: {count} of {count} numbers within tolerance"
+        if differences:
+            text = f"{path.stem}: differs from the {count} committed numbers in"
+        lines.append({"text": text, "differences": differences})
+    return lines
+
+
+def _scorecard(output: Path, name: str, repository: Path) -> dict[str, Any] | None:
+    if not (repository / "claims.yml").exists():
+        return None
+    from infocam_utils.reproduce import claims
+
+    try:
+        table = claims.table(claims.scorecard(repository, output, name))
+    except ValueError as error:
+        return {"error": f"The claims cannot be judged: {error}"}
+    return {"titles": list(table.columns), "rows": table.values.tolist()}
 
 
 def write_index(output: Path, manifest: Mapping[str, Any], results: Path) -> Path:
-    """``index.html``: first the scorecard, then the notebooks, then the figures.
+    """``index.html``: what was run, whether it agrees, the scorecard, the notebooks, the figures.
 
-    The scorecard takes this run's records in place of the committed ones of the same name.
+    `results` is the folder of committed results; those of the run's name are compared with this run's, and
+    in the scorecard this run's take their place.
     """
-    title = html.escape(f"infocam run {manifest['name']}")
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-    ]
-    home = checkout()
-    parts.append("<h1>Scorecard</h1>")
-    ledger = home / "claims.yml" if home else None
-    if ledger and ledger.exists():
-        books = claims.load_books(results) | claims.load_books(output / "records", prefix=manifest["name"])
-        table = claims.table(claims.judge(claims.load_ledger(ledger), books))
-        parts.append(table.reset_index().to_html(index=False, border=0))
-    parts.append(f"<h1>Notebooks</h1><p>{title}, {manifest['started']}</p><table>")
+    notebooks = []
     for name, entry in manifest["notebooks"].items():
-        link = (
-            f'<a href="html/{name}.html">{name}</a>' if (output / "html" / f"{name}.html").exists() else name
-        )
-        records = entry.get("records")
-        more = f'<a href="{records}">records</a>' if records else html.escape(entry.get("error", ""))
-        parts.append(
-            f"<tr><td>{link}<td class={entry['status']}>{entry['status']}"
-            f"<td>{entry['seconds']:.0f} s<td>{more}"
-        )
-    parts.append(
-        '</table><p><a href="manifest.json">manifest.json</a>: versions, hardware, seeds, data, times</p>'
+        page = f"html/{name}.html"
+        files = [f"results/{p.name}" for p in sorted((output / "results").glob(f"{name[:2]}.*"))]
+        here = {"name": name, "page": page if (output / page).exists() else "", "results": files}
+        notebooks.append({"error": "", "seconds": None, "previous": None} | dict(entry) | here)
+    pictures = [
+        {"source": f"figures/{p.name}", "alt": figure_caption(p) or p.stem, "number": p.name[:2]}
+        for p in sorted((output / "figures").glob("*.png"))
+    ]
+    made_with = manifest["provenance"]
+    environment = Environment(autoescape=True)
+    environment.filters["rich"] = _rich
+    text = environment.from_string(_PAGE).render(
+        run=manifest,
+        profiles=sorted({str(note.get("profile")) for note in notebooks if note.get("profile")}),
+        machine=", ".join(str(made_with[k]) for k in ("platform", "cpu", "gpu") if made_with.get(k)),
+        notebooks=notebooks,
+        agreement=agreement(output, results / manifest["name"]),
+        scorecard=_scorecard(output, manifest["name"], results.parent),
+        figures=[(k, list(group)) for k, group in itertools.groupby(pictures, lambda p: p["number"])],
     )
-    figures = sorted((output / "figures").glob("*.png"))
-    if figures:
-        parts.append("<h1>Figures</h1>")
-    for figure in figures:
-        alt = html.escape(figure_caption(figure), quote=True)
-        source = f"figures/{figure.name}"
-        image = f'<a href="{source}"><img src="{source}" alt="{alt}"></a>'
-        parts.append(f"<figure>{image}<figcaption>{alt}</figcaption></figure>")
-    return atomic_write(output / "index.html", "\n".join(parts) + "\n")
+    return atomic_write(output / "index.html", text + "\n")
 
 
 def clean_notebook(executed: Path, source: Path) -> str:

@@ -1,365 +1,593 @@
-"""A measured value with its interval, seeds and provenance; written, read, compared and merged as JSON."""
+"""Results as tidy tables: one row a measured number, a column for each of its properties.
+
+``results/NAME/NN.csv`` keeps the rows of notebook NN and ``NN.json`` the parameters that were in force, the
+recipes, and what the run was made with. Intervals over seeds, paired differences, comparisons with another
+run and the words in which people read a row are computed from the rows, by selecting columns.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy.special import stdtrit
+from infocam_utils.data.store import atomic_write, checkout, output_root
 
-from infocam_utils.data.store import (
-    atomic_write,
-    output_root,
-    provenance,
-)
-
-if TYPE_CHECKING:  # pandas takes a second to import; reading a ledger does not need it
+if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not need it
     import pandas as pd
 
+    Row = Mapping[Any, Any] | pd.Series[Any]
 
-UNITS = ("nats", "%", "s", "")
-INTERVALS = ("t over seeds", "normal over samples", "bootstrap over images", "exact", "none")
-
-
-class EstimateLike(Protocol):
-    """What `from_estimate` needs of `information.Estimate`."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def n(self) -> int: ...
+UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
+MEASURE = (
+    "seed",
+    "value",
+    "stderr",
+    "n",
+    "low",
+    "high",
+    "interval",
+)  # the rest says of what
+PROPERTIES = (  # all that a row may say it is about, in the order of a table
+    *(
+        "run",
+        "notebook",
+        "profile",
+        "dataset",
+        "shares",
+        "labels",
+        "dimension",
+        "backbone",
+        "weights",
+        "stride",
+    ),
+    *(
+        "frozen",
+        "few",
+        "many",
+        "test",
+        "method",
+        "start",
+        "rule",
+        "tau",
+        "head",
+        "against",
+        "region",
+        "padding",
+    ),
+    *("mode", "marginal", "official", "images", "vector", "common_length", "metric", "unit"),
+)
+_INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector"}
+_NUMBERS = {"value", "stderr", "low", "high", "tau", "common_length"}
+_FLAGS = {"frozen"}
+# A choice that a table shows beside a number, not a measured number: it may jump where two are as good.
+CHOICES = ("threshold", "oracle_threshold")
+_PLACES = ("data_dir", "output_dir", "results_dir")  # where a run reads and writes, not what it computes
+PACKAGES = (
+    *("infocam", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "numba"),
+    *("lightning-fabric", "papermill", "nbconvert"),
+)
 
 
 @dataclass(frozen=True)
-class Record:
-    """One number, how sure it is, and how far another machine's may be from it.
+class Results:
+    """The rows of one run of one notebook, with all that is needed to run it again."""
 
-    Parameters
-    ----------
-    name : slash path, such as ``minibirds/pc/per_class_accuracy``
-    value, low, high : the number and its 95 % interval, in `unit` ("nats", "%", "s" or "")
-    n : how many samples, images or seeds the value is a mean of
-    interval : how the interval was made, one of `INTERVALS`; "none" has infinite ends
-    seeds, values : the seeds and the value each gave, in the same order, when there are several runs
-    tolerance : how far the value may be off on another machine, in `unit`
-
-    Raises
-    ------
-    ValueError
-        When a field cannot be: a value that is not finite or outside its interval, an unknown unit.
-
-    >>> Record("gap", 0.5, 0.25, 0.75, unit="nats", n=3, interval="t over seeds").text
-    '0.5000 [0.2500, 0.7500] nats'
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str = ""
-    n: int = 1
-    interval: str = "none"
-    seeds: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()
-    tolerance: float = 0.0
-
-    def __post_init__(self) -> None:
-        problem = None
-        if not self.name or any(not part or part != part.strip() for part in self.name.split("/")):
-            problem = "the name must be a slash path without empty parts"
-        elif not math.isfinite(self.value):
-            problem = f"the value must be finite, was {self.value}"
-        elif not self.low <= self.value <= self.high:
-            problem = f"the value {self.value} must lie inside its interval [{self.low}, {self.high}]"
-        elif self.unit not in UNITS:
-            problem = f"the unit must be one of {UNITS}, was {self.unit!r}"
-        elif self.interval not in INTERVALS:
-            problem = f"the interval must be one of {INTERVALS}, was {self.interval!r}"
-        elif self.tolerance < 0 or self.n < 1:
-            problem = f"tolerance must be >= 0 and n >= 1, were {self.tolerance} and {self.n}"
-        elif self.values and len(self.seeds) != len(self.values):
-            problem = f"{len(self.values)} values need as many seeds, were {len(self.seeds)}"
-        if problem:
-            raise ValueError(f"record {self.name!r}: {problem}")
-
-    @property
-    def text(self) -> str:
-        """Value, interval and unit as people read them."""
-        digits = {"%": 2, "s": 1}.get(self.unit, 4)
-        ends = f" [{self.low:.{digits}f}, {self.high:.{digits}f}]" if math.isfinite(self.high) else ""
-        return f"{self.value:.{digits}f}{ends} {self.unit}".rstrip()
-
-
-def from_seeds(
-    name: str, values: Iterable[float], seeds: Sequence[int], unit: str = "", tolerance: float = 0.0
-) -> Record:
-    """Mean over seeds with Student's t interval (95 %); a single seed has no interval.
-
-    >>> from_seeds("accuracy", [80.0, 82.0, 84.0], seeds=[0, 1, 2], unit="%").text
-    '82.00 [77.03, 86.97] %'
-    """
-    numbers = [float(v) for v in values]
-    if not numbers or len(numbers) != len(seeds):
-        raise ValueError(
-            f"record {name!r}: got {len(numbers)} values for {len(seeds)} seeds; give one per seed"
-        )
-    mean, n = float(np.mean(numbers)), len(numbers)
-    half = (
-        math.inf if n == 1 else float(stdtrit(n - 1, 0.975)) * float(np.std(numbers, ddof=1)) / math.sqrt(n)
-    )
-    kind = "none" if n == 1 else "t over seeds"
-    return Record(
-        name,
-        mean,
-        mean - half,
-        mean + half,
-        unit,
-        n,
-        kind,
-        tuple(int(s) for s in seeds),
-        tuple(numbers),
-        tolerance,
-    )
-
-
-def from_estimate(name: str, estimate: EstimateLike, unit: str = "nats", tolerance: float = 0.0) -> Record:
-    """An `information.Estimate` (mean over held-out samples, normal interval) as a record."""
-    return Record(
-        name,
-        estimate.value,
-        estimate.low,
-        estimate.high,
-        unit,
-        estimate.n,
-        "normal over samples",
-        tolerance=tolerance,
-    )
-
-
-def exact(name: str, value: float, unit: str = "", tolerance: float = 0.0) -> Record:
-    """A number that has no sampling error: a quadrature, a count, a property of the code."""
-    return Record(name, float(value), float(value), float(value), unit, 1, "exact", tolerance=tolerance)
-
-
-def bootstrap(
-    name: str,
-    per_image: Any,
-    unit: str = "",
-    *,
-    seeds: Sequence[int] = (),
-    tolerance: float = 0.0,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Record:
-    """Mean of `per_image` (S, N) or (N,), in `unit`, with a percentile interval over images and seeds.
-
-    Each resample draws N images and, when S > 1, S seeds, both with replacement: the images are shared by
-    the seeds, so they are drawn once per resample (a crossed, not a nested, bootstrap). For a paired
-    comparison pass the differences.
-
-    >>> bootstrap("hit", [[100.0, 0.0] * 200], unit="%").interval
-    'bootstrap over images'
-    """
-    table = np.atleast_2d(np.asarray(per_image, dtype=np.float64))  # (S, N)
-    if table.ndim != 2 or table.size == 0:
-        raise ValueError(
-            f"record {name!r}: per_image must be (seeds, images) and not empty, was {table.shape}"
-        )
-    runs, images = table.shape
-    if seeds and len(seeds) != runs:
-        raise ValueError(f"record {name!r}: got {runs} rows for {len(seeds)} seeds; give one row per seed")
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for start in range(0, resamples, 100):  # in blocks, so that 10,000 images stay at 8 MB
-        block = slice(start, min(start + 100, resamples))
-        size = block.stop - block.start
-        weights = rng.multinomial(images, np.full(images, 1 / images), size=size)  # (block, N)
-        per_run = weights @ table.T / images  # (block, S)
-        picked = rng.integers(runs, size=(size, runs))
-        means[block] = np.take_along_axis(per_run, picked, axis=1).mean(1)
-    value = float(table.mean())
-    low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
-    values = tuple(float(v) for v in table.mean(1)) if seeds else ()
-    # Rounding alone can put a constant's mean outside its interval by one bit.
-    return Record(name, value, min(low, value), max(high, value), unit, images, "bootstrap over images",
-                  tuple(int(s) for s in seeds), values, tolerance)  # fmt: skip
-
-
-@dataclass
-class RecordBook:
-    """The records of one notebook run: `add` and `measure` while it runs, `write` at its end.
-
-    >>> book = RecordBook("demo", "smoke", "digits", seeds=[0, 1], parameters={})
-    >>> with book.clock("training"):
-    ...     record = book.measure("digits/accuracy", [90.0, 92.0], unit="%", tolerance=1.0)
-    >>> book.get("digits/accuracy").value
-    91.0
-    """
-
+    rows: pd.DataFrame
     notebook: str
     profile: str
-    dataset: str
-    seeds: Sequence[int]
     parameters: Mapping[str, Any]
-    records: dict[str, Record] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, record: Record) -> Record:
-        """Keep `record`; a name can be taken once, so that no number silently replaces another."""
-        if record.name in self.records:
-            raise ValueError(
-                f"record {record.name!r} is already in the book of {self.notebook!r}; rename one"
-            )
-        self.records[record.name] = record
-        return record
-
-    def measure(self, name: str, values: Iterable[float], unit: str = "", tolerance: float = 0.0) -> Record:
-        """`from_seeds` with this book's seeds, added."""
-        return self.add(from_seeds(name, values, self.seeds, unit, tolerance))
-
-    @contextlib.contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to ``times[name]``, also when the body fails."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
-
-    def get(self, name: str) -> Record:
-        if name not in self.records:
-            raise KeyError(
-                f"no record {name!r} in the book of {self.notebook!r}; it has {sorted(self.records)}"
-            )
-        return self.records[name]
-
-    def table(self, prefix: str = "") -> pd.DataFrame:
-        """The records whose name starts with `prefix`, one row each, formatted for reading."""
-        import pandas as pd
-
-        rows = [(r.name, r.text, r.n, r.interval) for r in self.records.values() if r.name.startswith(prefix)]
-        return pd.DataFrame(rows, columns=["record", "value [95 %]", "n", "interval"]).set_index("record")
-
-    def write(self, output_dir: str | Path | None = None) -> Path:
-        """Write ``<out>/records/<notebook>.json`` atomically and return its path."""
-        path = output_root(output_dir) / "records" / f"{self.notebook}.json"
-        content = {
-            "notebook": self.notebook, "profile": self.profile, "dataset": self.dataset,
-            "seeds": [int(s) for s in self.seeds], "parameters": dict(self.parameters),
-            "records": [_to_json(r) for r in self.records.values()],
-            "times": {name: round(seconds, 2) for name, seconds in self.times.items()},
-            "provenance": self.provenance or provenance(),
-        }  # fmt: skip
-        return atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    recipes: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
 
 
-def _to_json(record: Record) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(record).items()}
-
-
-def read_book(path: str | Path) -> RecordBook:
-    """Read what `RecordBook.write` wrote.
+def tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the common form: known types, one order of columns, and nothing that cannot be.
 
     Raises
     ------
     ValueError
-        When the file is not a book of records, with the reason.
+        Without the columns metric, unit and value; for an unknown unit, a value that is not finite, an
+        interval that does not hold its value, or two rows that say the same of the same seed.
+
+    >>> import pandas as pd
+    >>> tidy(pd.DataFrame({"value": [1.0], "unit": ["nats"], "metric": ["error"]})).columns.tolist()
+    ['metric', 'unit', 'value']
     """
+    import pandas as pd
+
+    lacking = {"metric", "unit", "value"} - set(rows.columns)
+    if lacking:
+        raise ValueError(
+            f"results need the columns {', '.join(sorted(lacking))}; there are {', '.join(rows.columns)}"
+        )
+    made: dict[str, Any] = {}
+    for name in map(str, rows.columns):
+        base = name.removeprefix("than_")
+        if base in _INTEGERS:
+            made[name] = rows[name].astype("Float64").astype("Int64")
+        elif base in _FLAGS:
+            made[name] = rows[name].astype("boolean")
+        elif base in _NUMBERS:
+            made[name] = rows[name].astype("float64")
+        else:
+            made[name] = rows[name].astype("object").where(rows[name].notna(), None)
+    table = pd.DataFrame(made)
+    order = [*PROPERTIES[:-2], *(f"than_{name}" for name in PROPERTIES), *PROPERTIES[-2:], *MEASURE]
+    strange = sorted(set(table.columns) - set(order))
+    if strange:
+        raise ValueError(f"results have no columns {strange}; a property of a number is one of {PROPERTIES}")
+    table = table[[c for c in order if c in table]].dropna(axis="columns", how="all").reset_index(drop=True)
+    _check(table)
+    return table
+
+
+def _check(table: pd.DataFrame) -> None:
+    strange = sorted(set(table["unit"]) - set(UNITS), key=str)
+    if strange:
+        raise ValueError(f"unit must be one of {UNITS}, got {strange}")
+    bad = table[~table["value"].map(math.isfinite)]
+    if len(bad):
+        raise ValueError(
+            f"value must be finite, but {len(bad)} rows are not, the first: {_told(bad.iloc[0])}"
+        )
+    if {"low", "high"} <= set(table.columns):
+        outside = table[(table["low"] > table["value"]) | (table["high"] < table["value"])]
+        if len(outside):
+            raise ValueError(f"an interval must hold its value, but not in: {_told(outside.iloc[0])}")
+    same = table[table.duplicated([*keys(table), *(["seed"] if "seed" in table else [])], keep=False)]
+    if len(same):
+        raise ValueError(
+            f"{len(same)} rows say the same of the same seed, the first: {_told(same.iloc[0])}; "
+            "seeds must be distinct, and what tells two methods apart needs a column"
+        )
+
+
+def known(row: Row) -> dict[str, Any]:
+    """What is known of a row: its columns without those that are not applicable."""
+    import pandas as pd
+
+    return {str(k): v for k, v in row.items() if not pd.isna(v)}
+
+
+def _told(row: Row) -> str:
+    return ", ".join(f"{k}={v}" for k, v in known(row).items())
+
+
+def keys(rows: pd.DataFrame) -> list[str]:
+    """The columns that say what a row is about: all but the measured ones."""
+    return [c for c in rows.columns if c not in MEASURE]
+
+
+def select(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:
+    """The rows whose columns have the given values; a list takes any of them, None means not applicable.
+
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"method": ["cam", "infocam"], "against": [None, "others"], "value": [1.0, 2.0]})
+    >>> select(rows, against=None)["value"].tolist(), select(rows, method=["infocam", "x"])["value"].tolist()
+    ([1.0], [2.0])
+    """
+    import pandas as pd
+
+    chosen = pd.Series(True, index=rows.index)
+    for name, wanted in columns.items():
+        column = rows[name] if name in rows else pd.Series(None, index=rows.index, dtype="object")
+        if wanted is None:
+            chosen &= column.isna()
+        else:
+            chosen &= column.isin(wanted if isinstance(wanted, list) else [wanted]).fillna(False).astype(bool)
+    return rows[chosen]
+
+
+def interval(values: Iterable[float], share: bool = False) -> tuple[float, float]:
+    """Student's t interval (95 %) of the mean of one value per seed; NaN for a single seed.
+
+    For a `share` in per cent the interval is made on the logit scale by the delta method,
+    ``logit p ± t s / (p (1 − p) √n)``, and carried back, so that it stays inside [0, 100].
+
+    >>> [round(end, 1) for end in interval([80.0, 82.0, 84.0])]
+    [77.0, 87.0]
+    >>> [round(end, 1) for end in interval([98.0, 99.0, 99.9], share=True)]  # not 101.3
+    [90.5, 99.9]
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    numbers = np.asarray(list(values), dtype=np.float64)
+    n, mean = len(numbers), float(numbers.mean())
+    if n == 1:
+        return math.nan, math.nan
+    half = float(t.ppf(0.975, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
+    if not share:
+        return mean - half, mean + half
+    p = mean / 100
+    if not 0 < p < 1:  # then all seeds agree
+        return mean, mean
+    centre, reach = math.log(p / (1 - p)), half / 100 / (p * (1 - p))
+    low, high = (
+        100 / (1 + math.exp(-min(max(end, -700.0), 700.0))) for end in (centre - reach, centre + reach)
+    )
+    return low, high
+
+
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a number: the mean over its seeds with a t interval; rows without a seed stay as they are.
+
+    Adds the column `seeds`, how many there were. Raises ValueError for equal seeds.
+
+    >>> import pandas as pd
+    >>> two = pd.DataFrame({"metric": "accuracy", "unit": "%", "seed": [0, 1], "value": [80.0, 82.0]})
+    >>> over_seeds(two)[["value", "seeds", "interval"]].to_dict("records")
+    [{'value': 81.0, 'seeds': 2, 'interval': 't over seeds'}]
+    """
+    import pandas as pd
+
+    rows = tidy(rows)
+    names = keys(rows)
+    if "seed" not in rows:
+        return rows.assign(seeds=0)
+    whole = rows[rows["seed"].isna()]
+    made = []
+    for _, group in rows[rows["seed"].notna()].groupby(names, dropna=False, sort=False):
+        low, high = interval(group["value"], share=group["unit"].iloc[0] == "%")
+        one = {name: group[name].iloc[0] for name in names}
+        one |= {"value": group["value"].mean(), "low": low, "high": high, "seeds": len(group)}
+        one["interval"] = "none" if len(group) == 1 else "t over seeds"
+        if "stderr" in rows:
+            one["stderr"] = group["stderr"].mean() / math.sqrt(len(group))
+        if "n" in rows:
+            one["n"] = group["n"].iloc[0]
+        made.append(one)
+    summary = pd.concat([pd.DataFrame(made), whole.assign(seeds=0).drop(columns="seed")], ignore_index=True)
+    return summary.astype({"seeds": int})[[*names, *(c for c in summary.columns if c not in names)]]
+
+
+def difference(rows: pd.DataFrame, first: Mapping[str, Any], second: Mapping[str, Any]) -> pd.DataFrame:
+    """Paired differences, first − second, of rows of one seed that differ in the given columns alone.
+
+    The second's columns come along with the prefix ``than_``; a difference of percentages is in points.
+
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"method": ["pc", "softmax"], "metric": "accuracy", "unit": "%", "seed": 0,
+    ...                      "value": [82.0, 80.0]})
+    >>> lead = difference(rows, {"method": "pc"}, {"method": "softmax"})
+    >>> lead[["than_method", "value", "unit"]].to_dict("records")
+    [{'than_method': 'softmax', 'value': 2.0, 'unit': 'points'}]
+    """
+    names = sorted({*first, *second})
+    sides = [
+        select(rows, **{n: given.get(n) for n in names}).drop(columns=[n for n in names if n in rows])
+        for given in (first, second)
+    ]
+    shared = [c for c in [*keys(sides[0]), "seed"] if c in sides[0]]
+    pairs = sides[0].merge(sides[1], on=shared, suffixes=("", "_2"))
+    if pairs.empty:
+        raise ValueError(
+            f"no seed has both {dict(first)} and {dict(second)}; see the columns {', '.join(rows.columns)}"
+        )
+    made = pairs[shared].assign(value=pairs["value"] - pairs["value_2"])
+    if "stderr" in pairs:
+        made["stderr"] = (pairs["stderr"] ** 2 + pairs["stderr_2"] ** 2) ** 0.5
+    if "n" in pairs:
+        made["n"] = pairs["n"]
+    made["unit"] = made["unit"].replace("%", "points")
+    for name in names:
+        made[name], made[f"than_{name}"] = first.get(name), second.get(name)
+    return tidy(made)
+
+
+def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in force: what a notebook's namespace holds right after its parameters cell.
+
+    >>> parameters({"seeds": [0, 1], "profile": "quick", "In": ["…"], "_": 3, "print": print})
+    {'seeds': [0, 1], 'profile': 'quick'}
+    """
+    skip = {"In", "Out", "exit", "quit", "open", "get_ipython", *_PLACES}
+    found = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in skip}
+    return {
+        k: _portable(v) for k, v in found.items() if isinstance(v, str | int | float | list | dict | None)
+    }
+
+
+def _portable(value: Any) -> Any:
+    """A value without this machine's folders: a file is found again by its name in the data folder."""
+    if isinstance(value, dict):
+        return {k: _portable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_portable(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def write(
+    notebook: str,
+    rows: pd.DataFrame,
+    *,
+    parameters: Mapping[str, Any],
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
+    output_dir: str | Path | None = None,
+) -> Path:
+    """Write ``<out>/results/NN.csv`` and ``NN.json``, NN being the first two letters of the notebook's name.
+
+    The JSON holds the checksum of the rows and is written last: `read` refuses what a crash left half.
+    """
+    table = tidy(rows)
+    content = table.to_csv(index=False, lineterminator="\n").encode()
+    folder = output_root(output_dir) / "results"
+    atomic_write(folder / f"{notebook[:2]}.csv", content)
+    notes = {
+        "notebook": notebook,
+        "profile": parameters.get("profile", ""),
+        "parameters": _portable(dict(parameters)),
+        "recipes": _portable({name: dict(recipe) for name, recipe in (recipes or {}).items()}),
+        "rows": len(table),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "provenance": provenance(),
+    }
+    return atomic_write(folder / f"{notebook[:2]}.json", json.dumps(notes, indent=1, allow_nan=False) + "\n")
+
+
+def read(path: str | Path) -> Results:
+    """Read what `write` wrote, by either of its two files.
+
+    Raises
+    ------
+    ValueError
+        When a file is missing or damaged, or the two do not belong together; with the reason and the remedy.
+    """
+    path = Path(path).with_suffix(".json")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        entries = content.pop("records")
-        book = RecordBook(**content)
-        for entry in entries:
-            entry["low"] = -math.inf if entry["low"] is None else entry["low"]
-            entry["high"] = math.inf if entry["high"] is None else entry["high"]
-            book.add(Record(**entry | {"seeds": tuple(entry["seeds"]), "values": tuple(entry["values"])}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a file of records ({error}); run its notebook again") from error
-    return book
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        content = path.with_suffix(".csv").read_bytes()
+        if hashlib.sha256(content).hexdigest() != notes["sha256"]:
+            raise ValueError("the rows are not those that it was written with")
+        rows = read_rows(path.with_suffix(".csv"))
+        named = {k: notes[k] for k in ("notebook", "profile", "parameters", "recipes", "provenance")}
+        if not all(isinstance(named[k], dict) for k in ("parameters", "recipes", "provenance")):
+            raise ValueError("parameters, recipes and provenance must be mappings")
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} and its .csv are no results ({error}); run the notebook again") from error
+    return Results(rows, **named)
 
 
-def compare_books(committed: RecordBook, fresh: RecordBook) -> list[str]:
-    """Differences that matter, as sentences: records missing or new, values further apart than committed.
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """The rows of a .csv alone, in the common form."""
+    import pandas as pd
 
-    Seconds are a property of the machine and are left out; a tolerance of 0 still allows 1e-9 relative.
+    text = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return tidy(
+        text.where((text != "") | (text.columns == "unit"))
+    )  # an empty unit is one, else: not applicable
+
+
+def read_all(folder: str | Path) -> pd.DataFrame:
+    """The rows of all results under a folder, with their `run` (folder), `notebook` (NN), `profile`."""
+    import pandas as pd
+
+    frames = []
+    for path in sorted(Path(folder).rglob("[0-9][0-9].json")):
+        one = read(path)
+        frames.append(one.rows.assign(run=path.parent.name, notebook=path.stem, profile=one.profile))
+    if not frames:
+        return pd.DataFrame({name: [] for name in ("run", "notebook", "profile", "metric", "unit", "value")})
+    return pd.concat(frames, ignore_index=True)
+
+
+def compare(committed: Results, fresh: Results) -> list[str]:
+    """Differences that matter, as sentences; two runs of the same thing on two machines should have none.
+
+    A mean over S seeds may differ by 3 √2 standard errors: each row's own, over its n test images or pairs,
+    divided by √S. So the bound follows from how much was measured; a number without sampling error must agree
+    to 1e-9. Two more things count: a paired difference whose interval excluded 0 and that has changed its
+    sign, and rows that only one side has. Seconds and `CHOICES` are left out.
     """
+    import pandas as pd
+
     found = [
         f"{what}: committed {old!r}, now {new!r}"
         for what, old, new in (
-            ("dataset", committed.dataset, fresh.dataset),
+            ("notebook", committed.notebook, fresh.notebook),
             ("profile", committed.profile, fresh.profile),
-            ("seeds", list(committed.seeds), list(fresh.seeds)),
+            *(
+                (f"parameter {name}", committed.parameters.get(name), fresh.parameters.get(name))
+                for name in sorted({*committed.parameters, *fresh.parameters})
+            ),
         )
         if old != new
     ]
-    found += [
-        f"{name}: missing from the fresh records" for name in committed.records.keys() - fresh.records.keys()
-    ]
-    found += [
-        f"{name}: not among the committed records" for name in fresh.records.keys() - committed.records.keys()
-    ]
-    for name, old in committed.records.items():
-        new = fresh.records.get(name)
-        if new is None or old.unit == "s":
-            continue
-        allowed = max(old.tolerance, 1e-9 * abs(old.value), 1e-12)
-        if new.unit != old.unit:
-            found.append(f"{name}: unit was {old.unit!r}, now {new.unit!r}")
-        elif abs(new.value - old.value) > allowed:
-            found.append(
-                f"{name}: committed {old.value:.6g}, now {new.value:.6g}, more than {allowed:.2g} apart"
-            )
-    return sorted(found)
+    old, new = (over_seeds(r.rows) for r in (committed, fresh))
+    names = sorted({*keys(old), *keys(new)} - {"seeds"})
+    tables = []
+    for table in (old, new):
+        table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES)].reindex(
+            columns=sorted({*table.columns, *names, "stderr", "n", "low", "high"})
+        )
+        identity = ["|".join("" if pd.isna(v) else str(v) for v in row) for row in table[names].to_numpy()]
+        tables.append(table.set_axis(identity))
+    old, new = tables
+    for missing, where in (
+        (old.index.difference(new.index), "fresh"),
+        (new.index.difference(old.index), "committed"),
+    ):
+        table = old if where == "fresh" else new
+        found += [f"{_told(table.loc[i, names])}: not among the {where} results" for i in missing]
+    for i in old.index.intersection(new.index):
+        a, b = old.loc[i], new.loc[i]
+        allowed = _tolerance(a)
+        apart = abs(a["value"] - b["value"])
+        decided = a["unit"] == "points" and (a["low"] > 0 or a["high"] < 0)
+        if not apart <= allowed:
+            found.append(f"{_told(a[names])}: committed {a['value']:.6g}, now {b['value']:.6g}, "
+                         f"more than {allowed:.2g} apart")  # fmt: skip
+        elif decided and a["value"] * b["value"] < 0:
+            found.append(f"{_told(a[names])}: {a['value']:.3g} excluded 0 and is now {b['value']:.3g}")
+    return found
 
 
-def merge_books(paths: Iterable[str | Path]) -> RecordBook:
-    """One book out of runs that differ in their seeds only, as several machines give them.
+def _tolerance(row: Row) -> float:
+    """How far the value may be off on another machine, see `compare`."""
+    got = known(row)
+    value, n, stderr, high = (float(got.get(c, math.nan)) for c in ("value", "n", "stderr", "high"))
+    seeds = int(row["seeds"])
+    if row["unit"] == "%" and seeds and n > 0:
+        p = (value / 100 * n + 2) / (n + 4)  # Agresti and Coull: an accuracy of 100 % is not without error
+        return 300 * math.sqrt(2 * p * (1 - p) / n / seeds)
+    if not math.isnan(stderr):
+        return 3 * math.sqrt(2) * stderr + (1e-4 if seeds else 1e-9 * max(abs(value), 1.0))
+    # No sampling error is known: what the seeds differ by, or a tenth.
+    return 0.1 * abs(value) if math.isnan(high) else 2 * (high - value) + 1e-4
 
-    A record with one value per seed is merged into the mean over all seeds; any other must be the same in
-    every book.
+
+METHODS = {
+    "cam": "CAM",
+    "infocam": "infoCAM",
+    "feature_norm": "feature norm",
+    "centre_box": "centre box",
+    "whole_image": "whole image",
+    "softmax": "softmax",
+    "post_hoc": "softmax, corrected after training",
+    "pc": "PC-softmax",
+    "pc_log_prior": "PC-softmax + log prior",
+    "log_k_minus_ce": "log K − CE",
+    "mine": "MINE",
+    "nwj": "NWJ",
+    "infonce": "InfoNCE",
+    "nearest_neighbours": "nearest neighbours",
+    "exact": "exact",
+    "bayes_map": "Bayes, training shares",
+    "bayes_ml": "Bayes, balanced classes",
+}
+AGAINST = {
+    "others": "the others' mean",
+    "least_likely": "the least likely class",
+    "runner_up": "the runner-up",
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "per_class_accuracy": "per-class accuracy",
+    "rare_recall": "recall of rare classes",
+    "common_recall": "recall of common classes",
+    "mutual_information": "mutual information",
+    "error": "error",
+    "gt_known": "GT-known Loc",
+    "top1_loc": "Top-1 Loc",
+    "max_box_acc_v2": "MaxBoxAccV2",
+    "worst_error": "worst error",
+    "mean_error": "mean error",
+    "pmi_correlation": "correlation of PMI",
+}
+
+
+def method_words(row: Row, than: str = "") -> str:
+    """The method of a row in words; ``than="than_"`` gives the second method of a difference.
+
+    >>> method_words({"method": "infocam", "against": "least_likely", "region": 3, "padding": "full"})
+    'infoCAM against the least likely class + 3×3 sum, full'
     """
-    books = [read_book(path) for path in paths]
-    if not books:
-        raise ValueError("nothing to merge: no record files were given")
-    first = books[0]
-    for book in books[1:]:
-        if (book.notebook, book.profile, book.dataset) != (first.notebook, first.profile, first.dataset):
-            raise ValueError("only runs of one notebook, profile and dataset merge; these differ: "
-                             f"{book.notebook}, {book.profile}, {book.dataset}")  # fmt: skip
-        if set(book.seeds) & set(first.seeds):
-            raise ValueError(f"seeds {sorted(set(book.seeds) & set(first.seeds))} are in two of the books")
-        if book.records.keys() != first.records.keys():
-            raise ValueError(
-                f"records {sorted(book.records.keys() ^ first.records.keys())} are not in every book"
-            )
-    seeds = [s for book in books for s in book.seeds]
-    merged = RecordBook(
-        first.notebook, first.profile, first.dataset, seeds, dict(first.parameters) | {"seeds": seeds},
-        times={k: sum(b.times.get(k, 0.0) for b in books) for k in first.times}, provenance=first.provenance,
-    )  # fmt: skip
-    for name, record in first.records.items():
-        parts = [book.records[name] for book in books]
-        if record.interval in ("t over seeds", "none"):
-            values = [v for part in parts for v in part.values]
-            merged.add(
-                from_seeds(name, values, [s for p in parts for s in p.seeds], record.unit, record.tolerance)
-            )
-        elif all(part == record for part in parts):
-            merged.add(record)
-        else:
-            raise ValueError(
-                f"record {name!r} ({record.interval}) differs between books and has no values per seed"
-            )
-    return merged
+    got = known(row)
+    name = str(got.get(f"{than}method", ""))
+    words = METHODS.get(name, name.replace("_", " "))
+    if f"{than}against" in got:
+        words += f" against {AGAINST.get(got[f'{than}against'], got[f'{than}against'])}"
+    if int(got.get(f"{than}region", 1)) > 1:
+        side = int(got[f"{than}region"])
+        words += f" + {side}×{side} sum" + (", full" if got.get(f"{than}padding") == "full" else "")
+    if f"{than}marginal" in got:
+        words += {"exact": ", summed", "shuffle": ", shuffled"}.get(got[f"{than}marginal"], "")
+    if f"{than}start" in got:
+        words += ", started at log prior"
+    return words
+
+
+def difference_words(row: Row) -> str:
+    """Both methods of a paired difference: "infoCAM against the others' mean − CAM"."""
+    return f"{method_words(row)} − {method_words(row, 'than_')}"
+
+
+def setting_words(row: Row) -> str:
+    """Data, network and task of a row in words, so that two different runs never read alike.
+
+    >>> setting_words({"dataset": "birds", "stride": 16, "head": "free", "few": 3, "many": None})
+    'birds, 3 : all, stride 16, free head'
+    """
+    got = known(row)
+    parts = [str(got.get("dataset", ""))]
+    if "shares" in got:
+        parts.append(str(got["shares"]))
+    if "few" in got:
+        parts.append(f"{got['few']} : {got.get('many', 'all')}")
+    if "weights" in got:
+        parts.append(f"{got.get('backbone', '')} from {got['weights']}".strip())
+    if "stride" in got:
+        parts.append(f"stride {got['stride']}")
+    if "frozen" in got and "weights" in got and not got["frozen"]:
+        parts.append("fine-tuned")
+    if "head" in got:
+        parts.append(f"{got['head']} head")
+    return ", ".join(filter(None, parts))
+
+
+def number(row: Row, unit: bool = True, digits: int | None = None) -> str:
+    """Value, interval and unit as people read them.
+
+    >>> number({"value": -0.5, "low": -1.25, "high": 0.25, "unit": "points"})
+    '−0.5 [−1.2, 0.2] points'
+    """
+    name = str(row["unit"])
+    places = digits if digits is not None else {"%": 1, "points": 1, "s": 1}.get(name, 4)
+
+    def one(value: Any) -> str:
+        text = f"{round(float(value), places) + 0.0:.{places}f}"
+        return text.replace("-", "−")
+
+    ends = f" [{one(row['low'])}, {one(row['high'])}]" if {"low", "high"} <= set(known(row)) else ""
+    if row.get("interval") == "exact":
+        ends = ""
+    return f"{one(row['value'])}{ends}{f' {name}' if unit and name else ''}"
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, hardware, git commit and time of this run; no paths and no names of people or machines."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return {
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": next(named, platform.machine()),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "commit": git_commit(),
+        "utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit this code is from, with "+changes" when files differ from it; None outside a repository."""
+    home = checkout()
+    if home is None or not (home / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(home), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,40 +1,70 @@
-"""The strict notebook runner: validate, execute with papermill, show progress, keep and resume.
+"""The strict notebook runner: plan, execute with papermill, show progress, keep and resume.
 
-A run is a folder: ``notebooks/`` (executed), ``html/``, ``records/``, ``figures/``, ``logs/``, ``failed/``,
-``index.html`` and ``manifest.json``. The manifest is also the memory: a notebook whose key (source, package,
-parameters, profile, data) is there as done is not run again.
+A run is a folder: ``notebooks/`` (executed), ``html/``, ``results/``, ``figures/``, ``logs/``, ``failed/``,
+``previous/``, ``index.html`` and ``manifest.json``. The manifest is also the memory: a notebook whose key
+(cells, package, parameters, profile, data) is there as done, and whose files are all there and readable, is
+not run again. Before a notebook runs again the manifest says so, and only then what it made before moves to
+``previous/``: it stays there when the new run fails or is killed, and no later notebook takes it for this
+run's.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ast import literal_eval
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import nbformat
 import yaml
 from filelock import FileLock, Timeout
 
-from infocam_utils.data.store import atomic_write, checkout, data_root, fingerprint, provenance
+from infocam_utils.data.store import atomic_write, checkout, code_digest, data_root, file_digest
 from infocam_utils.reproduce import report as reports
-from infocam_utils.reproduce.results import read_book
+from infocam_utils.reproduce.results import Results, provenance, read
+
+PACKAGE = Path(__file__).resolve().parents[1]
+DATA = ("dataset", "datasets", "weights")  # the parameters and recipe fields that name data
+# glibc gives large buffers back to the kernel after every layer and asks for them again, which can double
+# the time of a network on a CPU; kept, they are reused. Other C libraries ignore these. Threads that spin
+# while they wait for each other waste a core that another program uses; passive ones sleep.
+CPU_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class PlanError(ValueError):
-    """A notebook, profile or parameter that does not exist, or a value of the wrong type."""
+    """A request that cannot be: what does not exist, or a value or an output of the wrong kind."""
+
+
+class RunError(Exception):
+    """The run cannot start; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a notebook takes: a default, and the type (or union of types) that a value must have."""
+
+    default: Any
+    kind: Any
 
 
 @dataclass(frozen=True)
@@ -47,9 +77,14 @@ class Plan:
     parameters: dict[str, Any]
     defaults: dict[str, Any]
 
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """All parameters, those not given with their defaults."""
+        return self.defaults | self.parameters
+
 
 def _near(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
+    known = sorted(set(known))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
 
@@ -71,7 +106,7 @@ def select(names: Sequence[str], folder: Path) -> list[Path]:
     Raises
     ------
     PlanError
-        For a name that fits none or several, with the near matches.
+        For a name that fits none or several, with the near matches; for two notebooks of one number.
     """
     known = {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
     chosen: set[str] = set()
@@ -81,75 +116,114 @@ def select(names: Sequence[str], folder: Path) -> list[Path]:
         if len(fits) != 1:
             raise PlanError(f"unknown notebook {name!r}; {_near(stem, fits or known)}")
         chosen.add(fits[0])
+    numbers: dict[str, str] = {}
+    for name in sorted(chosen):
+        other = numbers.setdefault(name[:2], name)
+        if other != name:
+            raise PlanError(
+                f"{other} and {name} would both write results/{name[:2]}.csv; rename one or run them apart"
+            )
     return [known[k] for k in known if k in chosen]
 
 
-def default_parameters(path: Path) -> dict[str, Any]:
-    """Names and default values in the cell tagged ``parameters``; every value must be a literal.
+def read_parameters(path: Path) -> dict[str, Parameter]:
+    """The parameters in the cell tagged ``parameters``, by `papermill.inspect_notebook`.
+
+    A default must be a literal, since the type of a computed one is not known without running it. A comment
+    that says what None means, as in ``limit = 1000  # images; None: all``, lets a parameter be None.
 
     Raises
     ------
     PlanError
-        When a default is computed, since then its type is not known without running it.
+        When the notebook cannot be read, or a line of that cell is not ``name = literal  # comment``.
     """
-    source = _parameter_source(path)
-    found: dict[str, Any] = {}
-    for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if isinstance(target, ast.Name):
-                try:
-                    found[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-                except ValueError:
-                    raise PlanError(f"{path.name}: the default of {target.id!r} must be a literal") from None
+    import papermill
+
+    try:
+        inspected = papermill.inspect_notebook(path)
+        cells = nbformat.read(path, as_version=4).cells
+    except Exception as error:  # a damaged notebook fails in as many ways as there are readers
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise PlanError(f"{path.name} is not a notebook that can be read: {first[:200]}") from error
+    source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), "")
+    try:
+        compile(source, path.name, "exec")
+    except (SyntaxError, ValueError) as error:
+        raise PlanError(f"{path.name}: the parameters cell is not Python: {error}") from error
+    found = {}
+    for name in re.findall(r"^(\w+)\s*(?::[^=\n]*)?=", source, re.M):
+        try:
+            default = literal_eval(inspected[name]["default"])
+        except (KeyError, ValueError, SyntaxError):
+            raise PlanError(
+                f"{path.name}: the default of {name!r} must be a literal, on a line with one equals sign"
+            ) from None
+        optional = re.search(r"\bNone\b", inspected[name]["help"]) is not None
+        found[name] = Parameter(default, _kind(default, optional))
     return found
 
 
-def optional_parameters(path: Path) -> set[str]:
-    """The parameters whose comment says what None means, as in ``limit = 1000  # images; None: all``."""
-    return set(re.findall(r"^(\w+) *=.*#.*\bNone\b", _parameter_source(path), re.M))
+def _kind(default: Any, optional: bool) -> Any:
+    if default is None:
+        return Any
+    kind: Any = type(default)
+    if kind is list and default:
+        kind = list[functools.reduce(operator.or_, map(type, default))]  # type: ignore[misc]
+    return kind | None if optional else kind
 
 
-def _parameter_source(path: Path) -> str:
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n".join(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def checked(name: str, value: Any, default: Any, optional: bool = False) -> Any:
-    """`value`, if it has the type of `default`; a default of None takes anything, and `optional` takes None.
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if len(_alternatives(kind)) > 1:
+        return any(_fits(value, one) for one in _alternatives(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is (NoneType if kind is None else kind)
 
-    >>> checked("epochs", "3", 10)
+
+def checked(name: str, value: Any, parameter: Parameter) -> Any:
+    """`value`, if it has the type that the parameter takes; a whole number becomes a float where one is due.
+
+    >>> checked("epochs", "3", Parameter(10, int))
     Traceback (most recent call last):
     ...
-    infocam_utils.plans.PlanError: parameter 'epochs' must be int like its default 10, was '3'
+    infocam_utils.reproduce.runner.PlanError: parameter 'epochs' must be int like its default 10, was '3'
     """
-    if default is None or (optional and value is None):
-        return value
-    wanted = type(default)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise PlanError(
-            f"parameter {name!r} must be {wanted.__name__} like its default {default!r}, was {value!r}"
+    if not _fits(value, parameter.kind):
+        kinds = " or ".join(
+            "None" if one in (None, NoneType) else one.__name__ if isinstance(one, type) else str(one)
+            for one in _alternatives(parameter.kind)
         )
-    if wanted is list and default:
-        return [checked(f"{name}[{i}]", item, default[0]) for i, item in enumerate(value)]
-    return value
+        like = "" if parameter.default is None else f" like its default {parameter.default!r}"
+        raise PlanError(f"parameter {name!r} must be {kinds}{like}, was {value!r}")
+    alone = int not in _alternatives(parameter.kind) and float in _alternatives(parameter.kind)
+    return float(value) if alone and type(value) is int else value
 
 
-def parse(text: str, default: Any) -> Any:
-    """A value typed on a command line, read as what `default` is.
+def parse(text: str, kind: Any) -> Any:
+    """A value typed on a command line, read as what the parameter takes.
 
-    >>> parse("1e-3", 0.1), parse("[0, 1]", [0]), parse("5", "all"), parse("null", None)
+    >>> parse("1e-3", float), parse("[0, 1]", list[int]), parse("5", str), parse("null", str | None)
     (0.001, [0, 1], '5', None)
     """
-    if isinstance(default, str):
-        return text
+    kinds = _alternatives(kind)
+    if str in kinds:
+        return None if NoneType in kinds and text in ("null", "None") else text
     try:
-        value = yaml.safe_load(text)
+        value = None if text == "None" else yaml.safe_load(text)
+        json.dumps(value)  # a date, say, is no parameter
         # YAML 1.1 reads 1e-3 as a string.
-        return float(value) if isinstance(default, float) and isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError):
+        return float(value) if float in kinds and isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return text
 
 
@@ -160,7 +234,7 @@ def read_profile(name: str, folder: Path) -> dict[str, dict[str, Any]]:
         raise PlanError(f"unknown profile {name!r}; {_near(name, known)}")
     try:
         content = yaml.safe_load(known[name].read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlanError(f"profile {name!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(v or {}, dict) for v in content.values()):
         raise PlanError(f"profile {name!r} must map notebooks (or 'common') to parameters")
@@ -171,66 +245,130 @@ def read_profile(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     return {key: value or {} for key, value in content.items()}
 
 
+@dataclass(frozen=True)
+class _Taker:
+    """What one notebook takes: its parameters and, if one of them is `recipe`, the recipe's fields."""
+
+    path: Path
+    parameters: Mapping[str, Parameter]
+    fields: Mapping[str, Parameter]
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.parameters) | set(self.fields)
+
+    def parameter(self, name: str) -> Parameter:
+        return self.parameters[name] if name in self.parameters else self.fields[name]
+
+    def put(self, given: dict[str, Any], name: str, value: Any) -> None:
+        """Into `given`: a parameter as it is, a field of the recipe merged over the recipe's default."""
+        if name in self.parameters and not (name == "recipe" and self.fields):
+            given[name] = checked(name, value, self.parameters[name])
+            return
+        changes = checked(name, value, self.parameters[name]) if name == "recipe" else {name: value}
+        for field_name, change in changes.items():
+            if field_name not in self.fields:
+                raise PlanError(f"the recipe has no field {field_name!r}; {_near(field_name, self.fields)}")
+            changes = changes | {field_name: checked(field_name, change, self.fields[field_name])}
+        given["recipe"] = given.get("recipe", self.parameters["recipe"].default or {}) | changes
+
+
 def plan(
     names: Sequence[str] = (),
     profile: str = "quick",
     overrides: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
+    *,
+    record: Results | None = None,
+    recipe_fields: Mapping[str, Any] | None = None,
+    known_data: Collection[str] = (),
+    data_dir: str | Path | None = None,
 ) -> list[Plan]:
     """The notebooks to run, each with the profile's parameters and `overrides` (name to typed text) on top.
 
-    A common parameter and an override reach every notebook that has it, and at least one must have it.
+    A common parameter and an override reach every notebook that takes it, and at least one must. A notebook
+    with a parameter `recipe` (a dict of changes) also takes each of `recipe_fields` (name to type) by its
+    name; it goes into that dict.
+
+    With a `record` its notebook is planned with the parameters that it was made with, and no profile is read.
+
+    A dataset or weights may be one of `known_data`, a name in the data folder, or a path, which is made
+    absolute here: the notebook runs in its own folder.
     """
     where = notebook_folder(folder)
-    content = read_profile(profile, where)
     overrides = dict(overrides or {})
-    chosen = select(names, where)
-    defaults = {p.stem: default_parameters(p) for p in sorted(where.glob("*.ipynb"))}
-    everywhere = {name for known in defaults.values() for name in known}
-    for name in content.get("common", {}):
-        if name not in everywhere:
-            raise PlanError(
-                f"profile {profile!r} sets an unknown parameter {name!r}; {_near(name, everywhere)}"
-            )
-    here = {name for p in chosen for name in defaults[p.stem]}
+    content: dict[str, dict[str, Any]]
+    if record is not None:
+        names, profile = [str(record.notebook)], str(record.profile)
+        content = {record.notebook: dict(record.parameters)}
+    else:
+        content = read_profile(profile, where)
+    said_by = f"profile {profile!r}" if record is None else "the record"
+    fields = {name: Parameter(None, kind | None) for name, kind in (recipe_fields or {}).items()}
+
+    def taker(path: Path) -> _Taker:
+        known = read_parameters(path)
+        return _Taker(path, known, fields if "recipe" in known else {})
+
+    takers = [taker(path) for path in select(names, where)]
+    here = {name for one in takers for name in one.names}
     for name in overrides:
         if name not in here:
             raise PlanError(f"unknown parameter {name!r}; {_near(name, here)}")
+    common = content.get("common", {})
+    if set(common) - here:  # perhaps of a notebook that is not asked for, which may be broken
+        others, broken = set(here), False
+        for path in where.glob("*.ipynb"):
+            try:
+                others |= taker(path).names
+            except PlanError:
+                broken = True
+        for name in common:
+            if name not in others and not broken:
+                raise PlanError(f"{said_by} sets an unknown parameter {name!r}; {_near(name, others)}")
     plans = []
-    for path in chosen:
-        known = defaults[path.stem]
-        given = {k: v for k, v in content.get("common", {}).items() if k in known}
-        for name, value in content.get(path.stem, {}).items():
-            if name not in known:
+    for one in takers:
+        # A record's recipe is whole: what the notebook's default says by now does not come into it.
+        whole = record is not None and "recipe" in record.parameters and "recipe" in one.parameters
+        given: dict[str, Any] = {"recipe": {}} if whole else {}
+        stem = one.path.stem
+        for name, value in common.items():
+            if name in one.names:
+                one.put(given, name, value)
+        for name, value in content.get(stem, {}).items():
+            if name not in one.names:
                 raise PlanError(
-                    f"profile {profile!r} sets an unknown parameter {name!r} of {path.stem}; "
-                    + _near(name, known)
+                    f"{said_by} sets an unknown parameter {name!r} of {stem}; {_near(name, one.names)}"
                 )
-            given[name] = value
-        given |= {k: parse(v, known[k]) for k, v in overrides.items() if k in known}
-        if "profile" in known:
+            one.put(given, name, value)
+        for name, text in overrides.items():
+            if name in one.names:
+                one.put(given, name, parse(text, one.parameter(name).kind))
+        if "profile" in one.parameters:
             given.setdefault("profile", profile)
-        optional = optional_parameters(path)
-        values = {k: checked(k, v, known[k], k in optional) for k, v in given.items()}
-        plans.append(Plan(path.stem, path, profile, values, known))
+        for place in (given, given.get("recipe") or {}):
+            for name in set(DATA) & set(place):
+                place[name] = _located(place[name], data_root(data_dir), known_data)
+        planned = Plan(stem, one.path, profile, given, {k: p.default for k, p in one.parameters.items()})
+        seeds = planned.in_force.get("seeds")
+        if isinstance(seeds, list) and (not seeds or len(set(map(repr, seeds))) < len(seeds)):
+            raise PlanError(f"seeds must be distinct, and at least one, were {seeds}")
+        plans.append(planned)
     return plans
 
 
-DERIVED = ("cache", "minibirds")  # what the code itself writes under the data root
-# glibc gives large buffers back to the kernel after every layer and asks for them again, which can double
-# the time of a network on a CPU; kept, they are reused. Other C libraries ignore these. Threads that spin
-# while they wait for each other waste a core that another program uses; passive ones sleep.
-CPU_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-PACKAGE = Path(__file__).resolve().parents[1]
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class RunError(Exception):
-    """The run cannot start; the message says why and what to do."""
+def _located(value: Any, root: Path, known: Collection[str]) -> Any:
+    """Data named for a notebook that runs in another folder: paths that lead somewhere become absolute."""
+    if isinstance(value, list):
+        return [_located(item, root, known) for item in value]
+    if not isinstance(value, str) or value in known:
+        return value
+    if not value.startswith(".") and (root / value).exists():
+        return value
+    path = Path(value).expanduser()
+    if path.exists():
+        return os.path.abspath(path)
+    return ",".join(_located(part, root, known) for part in value.split(",")) if "," in value else value
 
 
 @dataclass
@@ -295,15 +433,18 @@ def tree_digest(path: Path) -> dict[str, Any]:
 
 
 def data_used(parameters: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """The data sets and files that the parameters name, each with its digest (see `tree_digest`)."""
-    named = [v for value in parameters.values() for v in (value if isinstance(value, list) else [value])]
+    """The data sets and files that the parameters and their recipe name, each with its digest."""
+    named: set[str] = set()
+    for place in (parameters, parameters.get("recipe") or {}):
+        for value in (place[name] for name in DATA if name in place):
+            for item in value if isinstance(value, list) else [value]:
+                named |= {item, *item.split(",")} if isinstance(item, str) else set()
     used = {}
-    names = {n for v in named if isinstance(v, str) for n in (v, *v.split(","))} - {"", *DERIVED}
-    for name in sorted(names):
-        found = next((p for p in (root / name, Path(name).expanduser().absolute()) if p.exists()), None)
+    for name in sorted(named - {""}):
+        found = next((p for p in (root / name, Path(name)) if p.exists() and p.is_absolute()), None)
         if found is not None and found.resolve() not in (root, *root.parents):
             used[name] = tree_digest(found)
-            with contextlib.suppress(OSError, ValueError, KeyError):  # what `infocam data get` verified
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of the download
                 used[name]["sha256"] = json.loads((root / f"{name}.json").read_text())["sha256"]
     return used
 
@@ -311,20 +452,21 @@ def data_used(parameters: Mapping[str, Any], root: Path) -> dict[str, Any]:
 def run_key(plan: Plan, root: Path, output: Path, results: Path) -> str:
     """Changes when the notebook's cells, the package, the parameters, the profile or the data change.
 
-    A notebook with a parameter ``results_dir`` shows records, so for it the records count as data.
+    A notebook with a parameter ``results_dir`` shows results and the claims on them, so for it they count
+    as data.
     """
-    cells = [[c.cell_type, c.source] for c in nbformat.read(plan.path, as_version=4).cells]
     parts: dict[str, Any] = {
-        "cells": cells,
-        "package": fingerprint(*sorted(PACKAGE.rglob("*.py"))),
+        "cells": [[c.cell_type, c.source] for c in nbformat.read(plan.path, as_version=4).cells],
+        "package": code_digest(),
         "parameters": plan.parameters,
         "profile": plan.profile,
-        "data": data_used(plan.parameters, root),
+        "data": data_used(plan.in_force, root),
     }
     if "results_dir" in plan.defaults:
-        folders = (results, output / "records")
-        files = sorted(p for f in folders for p in f.rglob("*.json") if p.stem != plan.name)
-        parts["records"] = fingerprint(*files)
+        own = output / "results" / plan.name[:2]
+        files = [p for f in (results, output / "results") for p in sorted(f.rglob("[0-9][0-9].*"))]
+        files = [results.parent / "claims.yml", *(p for p in files if p.with_suffix("") != own)]
+        parts["results"] = [file_digest(p) for p in files if p.is_file()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -432,14 +574,108 @@ def _watch(watch: Watch, name: str, progress: Path, show: Display) -> None:
         raise
 
 
+def products(output: Path, name: str) -> list[Path]:
+    """What a notebook has made in a run's folder: itself executed, its page, its results and figures."""
+    fixed = [output / "notebooks" / f"{name}.ipynb", output / "html" / f"{name}.html"]
+    results = sorted((output / "results").glob(f"{name[:2]}.*"))
+    return [p for p in fixed if p.exists()] + results + sorted((output / "figures").glob(f"{name[:2]}*"))
+
+
+def intact(output: Path, files: Sequence[str]) -> bool:
+    """Whether all of a notebook's files are there and those that a program reads can be read."""
+    try:
+        for name in files:
+            if name.endswith(".ipynb"):
+                nbformat.read(output / name, as_version=4)
+            elif name.startswith("results/") and name.endswith(".json"):
+                read(output / name)
+            elif not (output / name).is_file():
+                return False
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+        return False
+    return bool(files)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A run's manifest; one that is missing, damaged or of another shape counts as empty."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {k: v for k, v in content["notebooks"].items() if isinstance(v["status"], str)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {"notebooks": {}}
+    return content | {"notebooks": known}
+
+
+class _Memory:
+    """The manifest of a run and the files that it vouches for; what changes is on disk before it counts."""
+
+    def __init__(self, output: Path, head: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+        self.output, self.previous = output, output / "previous"
+        self.manifest: dict[str, Any] = dict(head) | {"notebooks": dict(entries)}
+
+    def save(self) -> None:
+        atomic_write(self.output / "manifest.json", json.dumps(self.manifest, indent=1) + "\n")
+
+    def is_done(self, name: str, key: str) -> bool:
+        entry = self.manifest["notebooks"].get(name, {})
+        return (
+            entry.get("status") == "done"
+            and entry.get("key") == key
+            and intact(self.output, entry.get("files", ()))
+        )
+
+    def begin(self, names: Iterable[str], status: str) -> None:
+        """Say that these notebooks run, then put what they made before aside.
+
+        A kill in between is mended by the next call: files that were vouched for and are not yet all aside
+        are moved, any others are of a run that did not end, and go.
+        """
+        names = list(names)
+        for name in names:
+            old = self.manifest["notebooks"].get(name, {})
+            kept = old.get("previous", [])
+            if old.get("status", "done") == "done":  # without an entry, somebody may want them still
+                kept = [str(p.relative_to(self.output)) for p in products(self.output, name)]
+                for file in products(self.previous, name):
+                    file.unlink()
+            self.manifest["notebooks"][name] = {"status": status} | ({"previous": kept} if kept else {})
+        self.save()
+        for name in names:
+            kept = self.manifest["notebooks"][name].get("previous", [])
+            aside = all((self.previous / file).exists() for file in kept)
+            for file in products(self.output, name):
+                if aside:
+                    file.unlink()
+                else:
+                    target = self.previous / file.relative_to(self.output)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
+
+    def end(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Keep what a notebook made if it is done; else only say what became of it."""
+        kept = self.manifest["notebooks"][name].get("previous")
+        made = products(self.output, name)
+        if entry["status"] == "done":
+            entry = dict(entry) | {"files": [str(p.relative_to(self.output)) for p in made]}
+        else:
+            entry = dict(entry) | ({"previous": kept} if kept else {})
+            for file in made:
+                file.unlink()
+        self.manifest["notebooks"][name] = entry
+        self.save()
+        if entry["status"] == "done":
+            for file in products(self.previous, name):
+                file.unlink()
+
+
 def run_notebook(plan: Plan, output: Path, environment: Mapping[str, str], show: Display) -> dict[str, Any]:
-    """Execute one notebook and put its results in place; returns its entry for the manifest."""
+    """Execute one notebook and put its files in place; returns its entry for the manifest."""
     partial = output / "failed" / f"{plan.name}.ipynb"
     log = output / "logs" / f"{plan.name}.log"
     progress, kernel_log = (output / "logs" / f".{plan.name}.{end}" for end in ("progress", "kernel"))
     for folder in ("failed", "logs", "notebooks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    for old in (log, progress, output / "records" / f"{plan.name}.json"):
+    for old in (log, progress):
         old.unlink(missing_ok=True)
     cells = nbformat.read(plan.path, as_version=4).cells
     watch = Watch(
@@ -455,7 +691,7 @@ def run_notebook(plan: Plan, output: Path, environment: Mapping[str, str], show:
         finally:
             watch.finished.set()
 
-    entry: dict[str, Any] = {"status": "done", "parameters": plan.parameters, "profile": plan.profile}
+    entry: dict[str, Any] = {"status": "done", "profile": plan.profile, "parameters": plan.in_force}
     start = time.monotonic()
     threading.Thread(target=work, daemon=True).start()
     try:
@@ -465,25 +701,43 @@ def run_notebook(plan: Plan, output: Path, environment: Mapping[str, str], show:
     finally:
         progress.unlink(missing_ok=True)
     entry["seconds"] = round(time.monotonic() - start, 1)
-    if entry["status"] == "done" and watch.error is not None:
+    if entry["status"] == "interrupted":
+        return entry
+    if watch.error is not None:
         error = watch.error
         number = getattr(error, "exec_count", None) or watch.cell
         what = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
         first = what.strip().splitlines()[0]
-        entry |= {"status": "failed", "cell": number, "error": first, "log": str(log.relative_to(output))}
         said = kernel_log.read_text(errors="replace") if kernel_log.exists() else ""
         text = f"{plan.name}, cell [{number}]\n\n{error}\n\nThe kernel's process said:\n{said}"
         atomic_write(log, _ANSI.sub("", text))
         show.line(f"{plan.name} failed in cell [{number}]: {first}\n  log: {log}\n  notebook: {partial}")
-    elif entry["status"] == "done":
-        os.replace(partial, output / "notebooks" / partial.name)
-        reports.export_html(output / "notebooks" / partial.name, output / "html" / f"{plan.name}.html")
-        records = output / "records" / f"{plan.name}.json"
-        if records.exists():
-            book = read_book(records)
-            entry |= {"seeds": list(book.seeds), "times": book.times, "records": f"records/{records.name}"}
-        show.line(f"{plan.name} done in {entry['seconds']:.0f} s")
+        failure = {"status": "failed", "cell": number, "error": first, "log": str(log.relative_to(output))}
+        return entry | failure
+    try:
+        for record in (output / "results").glob(f"{plan.name[:2]}.json"):
+            read(record)
+    except ValueError as error:
+        show.line(f"{plan.name} ran, but {error}")
+        return entry | {"status": "failed", "error": str(error)}
+    os.replace(partial, output / "notebooks" / partial.name)
+    reports.export_html(output / "notebooks" / partial.name, output / "html" / f"{plan.name}.html")
+    show.line(f"{plan.name} done in {entry['seconds']:.0f} s")
     return entry
+
+
+def _check_output(output: Path, plans: Sequence[Plan]) -> None:
+    """Refuse a folder in which a run would write over what is not a run's."""
+    for plan in plans:
+        if plan.path.parent in ((output / "notebooks").resolve(), output):
+            raise PlanError(
+                f"--output {output} would overwrite the notebooks in {plan.path.parent}; give another folder"
+            )
+    inside = [p.name for p in output.iterdir() if p.name != ".lock"] if output.is_dir() else []
+    if inside and "manifest.json" not in inside:
+        raise PlanError(
+            f"--output {output} is not empty and has no manifest.json of a run; give a new or an empty folder"
+        )
 
 
 @contextlib.contextmanager
@@ -512,10 +766,20 @@ def run(
 
     `after` is called for each notebook that is done, before the next one starts. A failing notebook does
     not stop the others; an interrupt does. Either way the manifest, the index and every finished notebook
-    are in place, and the same call continues.
+    are in place, and the same call continues. A folder once started `fresh` uses nothing cached before then.
+
+    Raises
+    ------
+    PlanError
+        When `output` holds something else than a run.
+    RunError
+        When another run is writing there.
+    OSError
+        When it cannot be written.
     """
     show = show or Display()
     output, root = output.resolve(), data_root(data_dir)
+    _check_output(output, plans)
     environment = CPU_SETTINGS | {
         "INFOCAM_DATA": str(root),
         "IPYTHONDIR": str(output / "logs" / ".ipython"),  # a user's start-up files must not change results
@@ -524,37 +788,41 @@ def run(
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
     }
-    if fresh:
-        environment["INFOCAM_FRESH_SINCE"] = str(time.time())
     with _only_run_in(output):
-        path = output / "manifest.json"
-        before: dict[str, Any] = {}
-        if path.exists() and not fresh:
-            with contextlib.suppress(ValueError, KeyError):
-                before = json.loads(path.read_text())["notebooks"]
-        manifest: dict[str, Any] = {
-            "name": name, "command": command, "started": _now(), "finished": None, "provenance": provenance(),
-            "data": {k: v for plan in plans for k, v in data_used(plan.parameters, root).items()},
-            "notebooks": dict(before),
-        }  # fmt: skip
+        before = read_manifest(output / "manifest.json")
+        fresh_since = time.time() if fresh else before.get("fresh_since")
+        if isinstance(fresh_since, float):
+            environment["INFOCAM_FRESH_SINCE"] = str(fresh_since)
+        head = {
+            "name": name,
+            "command": command,
+            "started": _now(),
+            "finished": None,
+            "fresh_since": fresh_since,
+            "provenance": provenance(),
+            "data": {k: v for plan in plans for k, v in data_used(plan.in_force, root).items()},
+        }
+        memory = _Memory(output, head, before["notebooks"])
+        (output / "index.html").unlink(missing_ok=True)
+        memory.save()
+        if fresh:
+            memory.begin([plan.name for plan in plans], "waiting")
         for plan in plans:
             key = run_key(plan, root, output, results)
-            old = before.get(plan.name, {})
-            done = old.get("status") == "done" and old.get("key") == key
-            if done and (output / "notebooks" / f"{plan.name}.ipynb").exists():
+            if memory.is_done(plan.name, key):
                 show.line(f"{plan.name} is done and unchanged; --fresh runs it again")
             else:
-                entry = run_notebook(plan, output, environment, show) | {"key": key}
-                manifest["notebooks"][plan.name] = entry
-                atomic_write(path, json.dumps(manifest, indent=1) + "\n")
-            if manifest["notebooks"][plan.name]["status"] == "done" and after is not None:
+                memory.begin([plan.name], "running")
+                memory.end(plan.name, run_notebook(plan, output, environment, show) | {"key": key})
+            status = memory.manifest["notebooks"][plan.name]["status"]
+            if status == "done" and after is not None:
                 after(plan)
-            if manifest["notebooks"][plan.name]["status"] == "interrupted":
+            if status == "interrupted":
                 break
-        manifest["finished"] = _now()
-        atomic_write(path, json.dumps(manifest, indent=1) + "\n")
-        reports.write_index(output, manifest, results)
-    return manifest
+        memory.manifest["finished"] = _now()
+        memory.save()
+        reports.write_index(output, memory.manifest, results)
+    return memory.manifest
 
 
 def _now() -> str:

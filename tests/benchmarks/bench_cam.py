@@ -124,9 +124,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = classifier("mobilenet_v2", 1000, weights=options.weights).eval()
-    if (
-        options.weights is None
-    ):  # random biases are zero and logits all alike; give the classes something to say
+    if options.weights is None:  # else the biases are zero and all logits alike
         nn.init.normal_(model.linear.weight, std=0.1)
     images = torch.randn(options.batch, 3, options.size, options.size)
     calls, notes = contestants(model, images)
@@ -152,9 +150,15 @@ def main() -> None:
     print("", *(f"- {note}" for note in notes), sep="\n")
     if options.output is not None:
         record = {
-            "network": "mobilenet_v2", "batch": options.batch, "size": options.size, "machine": machine,
-            "wall_seconds": wall, "processor_seconds": processor, "table": table, "notes": notes,
-        }  # fmt: skip
+            "network": "mobilenet_v2",
+            "batch": options.batch,
+            "size": options.size,
+            "machine": machine,
+            "wall_seconds": wall,
+            "processor_seconds": processor,
+            "table": table,
+            "notes": notes,
+        }
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

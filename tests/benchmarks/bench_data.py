@@ -1,4 +1,4 @@
-"""What decoding images once saves: batches from the memory-mapped cache against decoding in every epoch.
+"""What decoding images once saves: batches from the memory-mapped store against decoding in every epoch.
 
 Both ways give the same batches of network input (checked), on JPEG files of a photograph's size and detail
 that are written for the purpose. Seconds are of processor time, which a busy machine changes less than the
@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from infocam_utils.data.images import Geometry, ImageSet, decode, decoded, prepare
+from infocam_utils.data.store import Store
 
 BATCH = 64
 
@@ -59,12 +60,12 @@ def main() -> None:
         folder = Path(name)
         paths = write_photographs(folder, options.count)
         start = time.process_time()
-        pixels, _, key = decoded(paths, options.size, folder / "cache")
+        pixels, _, key = decoded(paths, options.size, Store(folder))
         building = time.process_time() - start
         number = torch.arange(options.count)
         images = ImageSet(pixels, torch.zeros_like(number), None, 1, ["photograph"], number, key)
 
-        def from_cache() -> Iterator[Tensor]:
+        def from_store() -> Iterator[Tensor]:
             for batch in number.split(BATCH):
                 yield prepare(images.pixels(batch), geometry)
 
@@ -73,27 +74,33 @@ def main() -> None:
                 fresh = np.stack([decode(paths[i], options.size)[0] for i in batch])
                 yield prepare(torch.from_numpy(fresh), geometry)
 
-        assert all(torch.equal(a, b) for a, b in zip(from_cache(), from_files(), strict=True))
-        seconds: dict[str, list[float]] = {"cache": [], "files": []}
+        assert all(torch.equal(a, b) for a, b in zip(from_store(), from_files(), strict=True))
+        seconds: dict[str, list[float]] = {"store": [], "files": []}
         for _ in range(options.rounds):  # in turns, so that a busy machine slows both alike
-            for way, epoch in (("cache", from_cache), ("files", from_files)):
+            for way, epoch in (("store", from_store), ("files", from_files)):
                 start = time.process_time()
                 for _batch in epoch():
                     pass
                 seconds[way].append(time.process_time() - start)
 
-    cache, files = (statistics.median(seconds[way]) for way in ("cache", "files"))
+    store, files = (statistics.median(seconds[way]) for way in ("store", "files"))
     machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
-    print(f"{options.count} JPEG files of 500 x 375 pixels, squashed to {options.size}, cropped to "
-          f"{geometry.crop}; {machine}\n")  # fmt: skip
+    print(f"{options.count} JPEG files of 500 x 375 pixels, squashed to {options.size}, ", end="")
+    print(f"cropped to {geometry.crop}; {machine}\n")
     print("| batches from | seconds per epoch | images/s | gain |\n|---|---:|---:|---:|")
     print(f"| files, decoded in every epoch | {files:.2f} | {options.count / files:.0f} | 1.0 |")
-    print(f"| cache, decoded once | {cache:.2f} | {options.count / cache:.0f} | {files / cache:.1f} |")
-    won_back = building / (files - cache)
-    print(f"\nBuilding the cache took {building:.2f} s, won back after {won_back:.1f} epochs.")
+    print(f"| store, decoded once | {store:.2f} | {options.count / store:.0f} | {files / store:.1f} |")
+    won_back = building / (files - store)
+    print(f"\nFilling the store took {building:.2f} s, won back after {won_back:.1f} epochs.")
     if options.output is not None:
-        record = {"count": options.count, "size": options.size, "machine": machine, "seconds": seconds,
-                  "building_seconds": building, "gain": files / cache}  # fmt: skip
+        record = {
+            "count": options.count,
+            "size": options.size,
+            "machine": machine,
+            "seconds": seconds,
+            "building_seconds": building,
+            "gain": files / store,
+        }
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

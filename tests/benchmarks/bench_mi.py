@@ -1,7 +1,7 @@
 """Time to accuracy: the classifier as an estimator of mutual information against MINE, NWJ and InfoNCE.
 
 One network, optimiser and batch for all, on the paper's mixtures, whose information is known exactly. Every
-estimator is evaluated on the same held-out pairs after every CHECK steps; the time is that of the processor
+estimator is evaluated on the same held-out pairs every few steps; the time is that of the processor
 in training steps only. An estimator has arrived when its error, root mean square over the seeds, stays within
 the bound from then on. The error is taken against the mean of the exact PMI on the same held-out pairs, so
 that their draw, which is common to all, does not count.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from pathlib import Path
 
 import torch
@@ -25,52 +24,30 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from infocam_utils.estimators import critic_terms
-from infocam_utils.experiments.mixtures import MLPs, fit_mlps
+from infocam_utils.experiments.mixtures import Curve, fit_mlps, held_out, reader, training_sets
 from infocam_utils.gaussians import GaussianMixture
-from infocam_utils.information import PCSoftmaxLoss, mutual_information
+from infocam_utils.information import PCSoftmaxLoss
 
-CHECK = 20
 METHODS = ("softmax", "pc", "mine shuffle", "mine exact", "nwj shuffle", "nwj exact", "infonce exact")
-CLASSIFIERS, BOUNDS = ("softmax", "pc"), (0.05, 0.01)  # bounds in nats
+BOUNDS = (0.05, 0.01)  # nats
 
 
 Trace = list[tuple[float, list[float]]]
 
 
 def follow(mixture: GaussianMixture, method: str, seeds: list[int], steps: int) -> Trace:
-    """Seconds of training and error of each seed, in nats, after every CHECK steps."""
+    """Seconds of training and error of each seed, in nats, after every few steps."""
     name, _, marginal = method.partition(" ")
-    draws = [mixture.sample(mixture.train_counts, torch.Generator().manual_seed(seed)) for seed in seeds]
-    x, y = torch.stack([x for x, _ in draws]), torch.stack([y for _, y in draws])
-    held_out = [c // 5 for c in mixture.train_counts]
-    tests = [mixture.sample(held_out, torch.Generator().manual_seed(1000 + seed)) for seed in seeds]
-    pmi = [mixture.pointwise_mutual_information(x) for x, _ in tests]
-    exact = [float(p.gather(1, y[:, None]).mean()) for p, (_, y) in zip(pmi, tests, strict=True)]
+    x, y = training_sets(mixture, seeds)
+    tests = [held_out(mixture, seed, y.shape[1] // 5) for seed in seeds]
+    curve = Curve(mixture, reader(mixture, name, marginal or None), tests)
 
-    def estimate(logits: Tensor, labels: Tensor, seed: int) -> float:
-        if name in CLASSIFIERS:
-            return mutual_information(logits, labels, mixture.prior, kind=name).value
-        return float(critic_terms(logits.double(), labels, name, marginal, mixture.prior, seed).mean())
+    def critic_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return -critic_terms(outputs, labels, name, marginal).mean()
 
-    def critic_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return -critic_terms(logits, labels, name, marginal).mean()
-
-    trace: Trace = []
-    spent, since = 0.0, 0.0
-
-    def check(step: int, networks: MLPs) -> None:
-        nonlocal spent, since
-        if step % CHECK == 0:
-            spent += time.process_time() - since
-            found = [estimate(networks[i](x), y, seeds[i]) for i, (x, y) in enumerate(tests)]
-            trace.append((spent, [a - b for a, b in zip(found, exact, strict=True)]))
-            since = time.process_time()
-
-    losses = {"softmax": cross_entropy, "pc": PCSoftmaxLoss(mixture.prior)}
-    since = time.process_time()
-    loss = losses.get(name, critic_loss)
-    fit_mlps(x, y, mixture.num_classes, loss, seeds=seeds, steps=steps, on_step=check)
-    return trace
+    loss = {"softmax": cross_entropy, "pc": PCSoftmaxLoss(mixture.prior)}.get(name, critic_loss)
+    fit_mlps(x, y, mixture.num_classes, loss, seeds=seeds, steps=steps, on_step=curve)
+    return list(zip(curve.seconds, curve.errors, strict=True))
 
 
 def arrival(trace: Trace, bound: float) -> float | None:
@@ -97,7 +74,7 @@ def main() -> None:
     print(f"{options.steps} steps, {options.seeds} seeds side by side, seconds per seed; {machine}\n")
     print("| mixture | estimator | s to 0.05 nats | s to 0.01 nats | error at the end, rms nats |")
     print("|---|---|---:|---:|---:|")
-    follow(GaussianMixture(1), "pc", [0], CHECK)  # the first steps of a process are slow
+    follow(GaussianMixture(1), "pc", [0], Curve.EVERY)  # the first steps of a process are slow
     traces = {}
     for dimension in options.dimensions:
         for balanced in (True, False):

@@ -1,6 +1,7 @@
 """Every backbone is features → mean → linear, takes its weights from files, and is refused when it is not."""
 
 import hashlib
+import random
 import urllib.error
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from infocam_utils.classifiers.adapt import Classifier, adapt, evaluation_mode
-from infocam_utils.classifiers.backbones import ADL, classifier, paper_mnist_cnn, weights_digest
+from infocam_utils.classifiers.adapt import evaluation_mode
+from infocam_utils.classifiers.backbones import ADL, STRIDES, classifier, weights_digest
 
 
 def parameters(model: nn.Module) -> int:
@@ -30,6 +31,7 @@ def parameters(model: nn.Module) -> int:
         ("mobilenet_v2", None, 64, (1280, 2, 2)),
         ("mobilenet_v2", 16, 64, (1280, 4, 4)),
         ("torchvision:shufflenet_v2_x0_5", None, 64, (1024, 2, 2)),
+        ("paper_mnist_cnn", None, 28, (500, 1, 1)),
     ],
 )
 def test_backbones_are_features_mean_linear(backbone, stride, size, shape):
@@ -46,8 +48,9 @@ def test_backbones_are_features_mean_linear(backbone, stride, size, shape):
 
 def test_sizes_of_the_networks_of_paper_and_prototype():
     assert 170_000 < parameters(classifier("small_resnet", 20)) < 190_000
-    assert parameters(paper_mnist_cnn()) == 26 * 20 + 501 * 50 + 801 * 500 + 501 * 10
-    assert paper_mnist_cnn(in_channels=3, image_size=32)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    channels = 3  # of images; the paper's have one
+    of_the_paper = (25 * channels + 1) * 20 + 501 * 50 + 801 * 500 + 501 * 10
+    assert parameters(classifier("paper_mnist_cnn", 10)) == of_the_paper
     stock = torchvision.models.resnet50()
     assert parameters(classifier("resnet50", 1000, stride=16)) == parameters(stock)
     convolutions = 14_714_688  # those of torchvision's VGG16
@@ -72,12 +75,24 @@ def test_resnet_at_stride_16_has_no_dilation_as_in_the_paper():
     assert {m.stride for m in convolutions} == {m.dilation for m in convolutions} == {(1, 1)}
 
 
-def test_same_seed_same_network():
+@pytest.mark.parametrize("backbone", ["small_resnet", "paper_mnist_cnn"])
+def test_same_seed_same_network(backbone):
     networks = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        networks.append(classifier("small_resnet", 5).state_dict())
-    assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        networks.append(classifier(backbone, 5).state_dict())
+    first, same, other = networks
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_the_papers_mnist_network_is_made_for_one_size_of_image():
+    assert STRIDES["paper_mnist_cnn"] == ()
+    for size in (16, 32):
+        model = classifier("paper_mnist_cnn", 4, image_size=size)
+        assert model(torch.zeros(1, 3, size, size)).shape == (1, 4)
+    with pytest.raises(ValueError, match="at least 16, was 15"):
+        classifier("paper_mnist_cnn", 4, image_size=15)
 
 
 # ---- ADL
@@ -162,7 +177,7 @@ def test_vgg16_gap_takes_the_convolutions_of_vgg16_and_makes_the_rest(tmp_path):
     assert all(torch.equal(loaded[k], state[k]) for k in names)
 
 
-@pytest.mark.parametrize("backbone", ["small_resnet", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["small_resnet", "mobilenet_v2", "paper_mnist_cnn"])
 def test_weights_of_a_trained_classifier(backbone, tmp_path):
     torch.manual_seed(0)
     trained = classifier(backbone, 5)
@@ -197,8 +212,9 @@ def test_imagenet_weights_come_from_torchvision_or_the_message_names_the_way_out
         with pytest.raises(RuntimeError, match=rf"{file}.*no network.*weights=<local file>"):
             classifier(backbone, 5, weights="imagenet")
     assert all(options["weights_only"] and options["check_hash"] for _, options in asked)
-    with pytest.raises(ValueError, match="small_resnet has no ImageNet weights"):
-        classifier("small_resnet", 5, weights="imagenet")
+    for backbone in ("small_resnet", "paper_mnist_cnn"):
+        with pytest.raises(ValueError, match=f"{backbone} has no ImageNet weights"):
+            classifier(backbone, 5, weights="imagenet")
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
@@ -217,18 +233,37 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             classifier("small_resnet", 5, weights=path)
-    path.write_bytes(b"not a file of torch")
-    with pytest.raises(ValueError, match="is not a state dict"):
-        classifier("small_resnet", 5, weights=path)
     for read in (weights_digest, lambda p: classifier("small_resnet", 5, weights=p)):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.pt; pass None"):
             read(tmp_path / "nowhere.pt")
+
+
+def test_damaged_weights_are_refused_by_name(tmp_path):
+    """Cut anywhere, or with a bit turned in any tensor, of which torch itself does not complain."""
+    path, chance = tmp_path / "weights.pt", random.Random(0)
+    state = classifier("small_resnet", 5).state_dict()
+    torch.save(state, path)
+    whole = path.read_bytes()
+    damaged = [b"", b"not a file of torch", *(whole[: len(whole) * cut // 20] for cut in range(1, 20))]
+    for tensor in state.values():
+        values = bytes(tensor.untyped_storage())
+        if whole.count(values) == 1:  # which the constant ones of batch normalisation are not
+            flipped = bytearray(whole)
+            flipped[whole.index(values) + chance.randrange(len(values))] ^= 1 << chance.randrange(8)
+            damaged.append(bytes(flipped))
+    assert len(damaged) > 30
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"weights\.pt cannot be read whole.*; get it again"):
+            classifier("small_resnet", 5, weights=path)
 
 
 def test_weights_digest_is_of_the_content(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"abc")
     assert weights_digest(tmp_path / "a.pt") == hashlib.sha256(b"abc").hexdigest()
     assert (weights_digest(None), weights_digest("imagenet")) == ("none", "imagenet")
+    (tmp_path / "a.pt").write_bytes(b"abd")  # the same name and length
+    assert weights_digest(tmp_path / "a.pt") == hashlib.sha256(b"abd").hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -248,89 +283,3 @@ def test_weights_digest_is_of_the_content(tmp_path):
 def test_impossible_classifiers_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         classifier(*arguments)
-
-
-# ---- adapting
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0", "mnasnet0_5"])
-def test_stock_models_are_adapted_without_a_copy(name):
-    torch.manual_seed(0)
-    stock = torchvision.models.get_model(name, num_classes=6)
-    model, x = adapt(stock), torch.randn(2, 3, 64, 64)
-    assert model.training
-    with evaluation_mode(stock, model), torch.inference_mode():
-        features = model.forward_features(x)
-        assert features.shape[2:] == (2, 2)
-        torch.testing.assert_close(model.linear(features.mean((2, 3))), stock(x))
-    shared = {id(p) for p in stock.parameters()}
-    assert {id(p) for p in model.parameters()} == shared
-
-
-class Wild(nn.Module):
-    """Its control flow depends on the pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3)))
-
-
-def flat(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 8, 3), *layers)
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (torchvision.models.squeezenet1_1, "SqueezeNet does not end in one nn.Linear"),
-        (torchvision.models.alexnet, r"AlexNet's last layer sees \(1, 4096\)"),
-        (torchvision.models.convnext_tiny, r"ConvNeXt's last layer sees \(1, 768, 1, 1\)"),
-        (torchvision.models.mobilenet_v3_small, r"last layer sees \(1, 1024\)"),
-        (Wild, "Wild cannot be traced"),
-        (lambda: flat(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 2)), r"sees \(1, 8, 1, 1\)"),
-        (lambda: flat(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2)), r"sees \(1, 8, 222, 222\)"),
-        (
-            lambda: flat(nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
-            "off by",
-        ),
-    ],
-)
-def test_models_of_another_form_are_refused_with_the_remedy(model, message):
-    torch.manual_seed(0)
-    with pytest.raises(ValueError, match=rf"{message}.*Classifier\(features, linear\)"):
-        adapt(model())
-
-
-def test_adapting_a_classifier_or_anything_else():
-    model = classifier("small_resnet", 3)
-    assert adapt(model) is model
-    with pytest.raises(TypeError, match=r"torch\.nn\.Module, was dict"):
-        adapt({})
-
-
-def test_a_network_for_images_of_one_size_is_checked_on_its_own():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(4, 2)
-    )
-    with pytest.raises(ValueError, match=r"fails on images \(1, 1, 224, 224\).*probe="):
-        adapt(model)
-    assert isinstance(adapt(model, probe=torch.randn(1, 1, 8, 8)), Classifier)
-
-
-def test_evaluation_mode_gives_every_module_its_own_mode_back():
-    model = classifier("small_resnet", 3).train()
-    model.features[1].eval()
-    before = [m.training for m in model.modules()]
-    with pytest.raises(RuntimeError, match="inside"), evaluation_mode(model):
-        raise RuntimeError("inside" if not any(m.training for m in model.modules()) else "still training")
-    assert [m.training for m in model.modules()] == before
-
-
-def test_paper_mnist_cnn_needs_images_of_16_pixels():
-    assert paper_mnist_cnn(image_size=16)(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
-    with pytest.raises(ValueError, match="at least 16, was 15"):
-        paper_mnist_cnn(image_size=15)

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from infocam_utils.classifiers.heads import fit_head
+from infocam_utils.classifiers.heads import DECAYS, fit_head, select_decay
 from infocam_utils.information import PCSoftmaxLoss, class_prior
 
 
@@ -93,7 +93,7 @@ def test_global_generator_is_left_alone(data):
         ({"epochs": 0}, "at least 1"),
         ({"optimizer": "adam"}, "adamw.*lbfgs.*'adam'"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused(data, change, message):
     arguments = {"features": data[0], "labels": data[1], "num_classes": 5, **change}
     with pytest.raises(ValueError, match=message):
@@ -106,3 +106,24 @@ def test_failures_name_the_remedy(data):
         fit_head(x * 1e6, y, 5, optimizer="lbfgs", tolerance=1e-12)
     with pytest.raises(FloatingPointError, match=r"epoch 1, step 2.*lower lr"):
         fit_head(x * 1e30, y, 5, lr=1e30, epochs=2)
+
+
+def test_decay_is_chosen_where_a_plain_search_finds_it(data):
+    """Pure noise wants the strongest decay, separable data without noise the weakest."""
+    labels = torch.arange(60) % 3
+    noise = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    assert select_decay(noise, labels, 3, candidates=(1e-3, 1.0)) == 1.0
+    signal = nn.functional.one_hot(labels, 3).float()
+    assert select_decay(signal, labels, 3, candidates=(1.0, 1e-3)) == 1e-3
+
+    x, y = data
+    chosen = torch.arange(600) % 3 > 0
+    rows, unseen = chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
+    scores = []
+    for decay in DECAYS:
+        head = LogisticRegression(C=1 / (decay * len(rows)), tol=1e-9, max_iter=5000)
+        head.fit(x[rows].double().numpy(), y[rows].numpy())
+        logits = torch.from_numpy(head.decision_function(x[unseen].double().numpy()))
+        scores.append(float(nn.functional.cross_entropy(logits, y[unseen])))
+    best = DECAYS[scores.index(min(scores))]
+    assert select_decay(x, y, 5, split=(rows, unseen)) == best

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from infocam_utils.classifiers import training as inference
+from infocam_utils.classifiers import training
 from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.classifiers.training import (
     _rate,
@@ -26,6 +27,7 @@ from infocam_utils.classifiers.training import (
     state_digest,
 )
 from infocam_utils.data.images import Geometry, ImageSet, prepare
+from infocam_utils.data.store import Store
 from infocam_utils.information import PCSoftmaxLoss, class_prior
 
 CROP = Geometry(crop=12)
@@ -38,13 +40,13 @@ def stripes(n: int = 50, seed: int = 0) -> ImageSet:
     labels = rng.integers(3, size=n)
     pixels = rng.integers(0, 120, size=(n, 3, 16, 16))
     pixels[np.arange(n), labels] += 100
-    return ImageSet(pixels.astype(np.uint8), torch.from_numpy(labels), None, 3, list("rgb"), torch.arange(n),
-                    f"stripes {n} {seed}")  # fmt: skip
+    images, numbers = pixels.astype(np.uint8), torch.arange(n)
+    return ImageSet(images, torch.from_numpy(labels), None, 3, list("rgb"), numbers, f"stripes {n} {seed}")
 
 
-def network(norm: bool = True, dropout: float = 0.0) -> Classifier:
+def network(norm: bool = True, dropout: float = 0.0, seed: int = 0) -> Classifier:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         middle = [nn.BatchNorm2d(8)] if norm else []
         body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), *middle, nn.ReLU())
         return Classifier(body, nn.Linear(8, 3), "tiny", dropout)
@@ -52,9 +54,9 @@ def network(norm: bool = True, dropout: float = 0.0) -> Classifier:
 
 def test_learns_a_separable_set_and_predicts_in_order():
     train, test, model = stripes(120), stripes(40, seed=1), network()
-    history = fit(model, train, **{**RECIPE, "epochs": 8})
-    assert history.losses[-1] < history.losses[0] / 2
-    assert (history.samples, len(history.losses)) == (8 * 120, 8)
+    losses = fit(model, train, **{**RECIPE, "epochs": 8})
+    assert losses[-1] < losses[0] / 2
+    assert len(losses) == 8
     logits = predict(model, test, geometry=CROP, accelerator="cpu")
     sevens = predict(model, test, geometry=CROP, accelerator="cpu", batch_size=7)
     assert torch.allclose(sevens, logits, atol=1e-5)
@@ -74,6 +76,40 @@ def test_same_seed_same_bits_whatever_the_global_generator():
         digests.append(state_digest(model))
         assert torch.equal(before, torch.get_rng_state())
     assert digests[0] == digests[1] != digests[2]
+
+
+class Recorder(nn.Module):
+    """Notes what a network meets, batch by batch."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.dropout, self.linear, self.seen = what, nn.Dropout(), nn.Linear(1, 3), []
+
+    def forward(self, x):
+        dropped = self.dropout(torch.ones(len(x)))
+        self.seen += (dropped if self.what == "dropout" else x[:, 0, 0, 0]).tolist()
+        return self.linear(x.mean((1, 2, 3))[:, None])
+
+
+@pytest.mark.parametrize("what", ["order", "crops", "flips", "dropout"])
+def test_the_seed_decides_order_crops_flips_and_dropout_and_every_epoch_has_its_own(what):
+    """Each alone: images that differ all over show their order, images that are all alike show the rest."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1).repeat(48, 0)
+    if what == "order":
+        ramp = np.arange(48, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(16, 2).repeat(16, 3)
+    train = ImageSet(ramp, torch.arange(48) % 3, None, 3, list("abc"), torch.arange(48), what)
+    geometry = Geometry(crop=8 if what == "crops" else None, flip=what == "flips")
+    passes = []
+    for seed in (0, 0, 1):
+        recorder = Recorder(what)
+        fit(recorder, train, **{**RECIPE, "geometry": geometry, "epochs": 2}, seed=seed)
+        assert len(recorder.seen) == 96
+        passes.append((recorder.seen[:48], recorder.seen[48:]))
+    first, again, other = passes
+    assert first == again
+    assert len({tuple(one) for one in (*first, *other)}) == 4
+    if what == "order":
+        assert sorted(first[0]) == sorted(first[1]), "an epoch is a permutation"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -96,21 +132,60 @@ def test_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatc
         fit(parts, stripes(), Interrupted(), **recipe, checkpoint=path)
     assert len(torch.load(path, weights_only=True)["losses"]) == 2
     fresh = network(dropout=0.3)
-    history = fit(fresh, stripes(), **recipe, checkpoint=path)
+    assert fit(fresh, stripes(), **recipe, checkpoint=path) == expected
     assert state_digest(fresh) == state_digest(whole)
-    assert (history.losses, history.samples) == (expected.losses, expected.samples)
-    monkeypatch.setattr("infocam_utils.classifiers.training._epoch", lambda *_: pytest.fail("a finished run goes on"))
-    assert fit(network(dropout=0.3), stripes(), **recipe, checkpoint=path) == history
+    monkeypatch.setattr(training, "_epoch", lambda *_: pytest.fail("a finished run goes on"))
+    assert fit(network(dropout=0.3), stripes(), **recipe, checkpoint=path) == expected
 
 
-def test_checkpoint_of_other_settings_is_refused(tmp_path):
+def test_checkpoint_of_another_training_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     fit(network(), stripes(), **RECIPE, checkpoint=path)
-    with pytest.raises(ValueError, match=r"other settings \(\{'lr': '0.01, now 0.02'\}\); delete"):
+    of_another = r"run\.pt is of another training"
+    with pytest.raises(ValueError, match=rf"{of_another} \(lr was 0\.01, now 0\.02\); delete it"):
         fit(network(), stripes(), **{**RECIPE, "lr": 0.02}, checkpoint=path)
     prior = class_prior(stripes().labels, 3)
-    with pytest.raises(ValueError, match="PCSoftmaxLoss"):
+    with pytest.raises(ValueError, match=rf"{of_another} \(loss was 'Cross.*now 'PCSoftmaxLoss"):
         fit(network(), stripes(), PCSoftmaxLoss(prior), **RECIPE, checkpoint=path)
+    wider = network()
+    wider.linear = nn.Linear(8, 4)
+    strided = network()
+    strided.features[0].stride = (1, 1)
+    for start in (network(seed=1), wider, strided):  # other weights, other sizes, and the same weights
+        before = state_digest(start)
+        with pytest.raises(ValueError, match=rf"{of_another} \(initial_network was .*\); delete it"):
+            fit(start, stripes(), **RECIPE, checkpoint=path)
+        assert state_digest(start) == before
+
+
+def test_damaged_checkpoint_is_refused_with_its_name_and_the_remedy(tmp_path):
+    path, chance = tmp_path / "run.pt", random.Random(0)
+    recipe = {**RECIPE, "epochs": 1}
+    fit(network(), stripes(), **recipe, checkpoint=path)
+    whole, expected = path.read_bytes(), network()
+    fit(expected, stripes(), **recipe, checkpoint=path)
+    damaged = [b"", b"some text", b"epoch 3\n" * 999, bytes(range(256)) * 40]
+    damaged += [whole[: len(whole) * cut // 40] for cut in range(1, 40)]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"run\.pt cannot be read whole.*; delete this checkpoint"):
+            fit(network(), stripes(), **recipe, checkpoint=path)
+    messages = []
+    for _ in range(60):  # a flip is noticed, or it was in the padding between the parts
+        content, model = bytearray(whole), network()
+        content[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+        try:
+            fit(model, stripes(), **recipe, checkpoint=path)
+            assert state_digest(model) == state_digest(expected)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert all("run.pt" in message for message in messages)
+    for content in ([1, 2], {}, network().state_dict()):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"run\.pt is not a checkpoint; name another file"):
+            fit(network(), stripes(), **recipe, checkpoint=path)
 
 
 def test_two_processes_take_the_steps_of_one():
@@ -122,43 +197,80 @@ def test_two_processes_take_the_steps_of_one():
     for before, a, b in zip(start.parameters(), one.parameters(), two.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
         assert not torch.allclose(a, before, atol=1e-3)
-    assert alone.losses == pytest.approx(shared.losses, abs=1e-5)
+    assert alone == pytest.approx(shared, abs=1e-5)
 
 
 def test_torchrun_gives_every_process_the_same_weights(tmp_path):
-    """Batch normalisation and augmentation differ between processes; what comes out must not."""
+    """Batch normalisation and augmentation differ between processes; what comes out must not.
+
+    A second call in the same processes goes on from the checkpoint of the first, and at the end the group of
+    processes is dissolved, without which they may abort.
+    """
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent("""
-        import os, pathlib, sys
+        import atexit, os, pathlib, sys
+        import torch
         sys.path.insert(0, sys.argv[1])
         from test_training import RECIPE, network, stripes
-        from infocam_utils.inference import state_digest
-        from infocam_utils.training import fit
-        model = network()
-        history = fit(model, stripes(), **RECIPE, checkpoint=pathlib.Path(sys.argv[2]) / "run.pt")
-        text = f"{state_digest(model)} {history.losses} {os.environ['WORLD_SIZE']}"
-        (pathlib.Path(sys.argv[2]) / f"rank{os.environ['RANK']}.txt").write_text(text)
+        from infocam_utils.classifiers.training import fit, state_digest
+        folder, rank = pathlib.Path(sys.argv[2]), os.environ["RANK"]
+        ends = folder / f"end{rank}.txt"
+        atexit.register(lambda: ends.write_text(f"group left: {torch.distributed.is_initialized()}"))
+        lines = []
+        for _ in range(2):
+            model = network()
+            losses = fit(model, stripes(), **RECIPE, checkpoint=folder / "run.pt")
+            lines.append(f"{state_digest(model)} {losses} {os.environ['WORLD_SIZE']}")
+        (folder / f"rank{rank}.txt").write_text("\\n".join(lines))
     """)
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, str(script), os.path.dirname(__file__), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
-    assert first.endswith("2")
-    assert state_digest(network()) not in first
+    trained, resumed = first.splitlines()
+    assert trained == resumed
+    assert trained.endswith("2")
+    assert state_digest(network()) not in trained
+    assert [(tmp_path / f"end{rank}.txt").read_text() for rank in (0, 1)] == ["group left: False"] * 2
 
 
-def test_bfloat16_stays_near_float32_and_keeps_float32_weights():
-    exact, mixed = network(), network()
-    reference = fit(exact, stripes(120), **RECIPE).losses
-    losses = fit(mixed, stripes(120), **RECIPE, precision="bf16-mixed").losses
+def test_an_error_in_one_of_several_processes_arrives():
+    recipe = {**RECIPE, "lr": 1e30, "schedule": "constant"}
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"FloatingPointError.*lower lr"):
+        fit(network(norm=False), stripes(), **recipe, devices=2)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16_stays_near_float32_and_gives_float32_weights(precision, tmp_path):
+    exact, mixed, again = network(), network(), network()
+    reference = fit(exact, stripes(120), **RECIPE)
+    losses = fit(mixed, stripes(120), **RECIPE, precision=precision, checkpoint=tmp_path / "run.pt")
     assert losses == pytest.approx(reference, abs=0.05)
     assert losses != reference
     assert all(p.dtype == torch.float32 for p in mixed.parameters())
+    fit(again, stripes(120), **RECIPE, precision=precision, checkpoint=tmp_path / "run.pt")
+    assert state_digest(again) == state_digest(mixed)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
+def test_evaluation_in_16_bits_is_near_that_in_32_and_leaves_the_weights(precision, tmp_path):
+    model, images, store = network(), stripes(120), Store(tmp_path)
+    fit(model, images, **RECIPE)
+    common, before = {"geometry": CROP, "accelerator": "cpu"}, state_digest(model)
+    for result in (predict, lambda *a, **k: pooled_features(*a, **k, store=store)):
+        exact = result(model, images, **common)
+        coarse = result(model, images, **common, precision=precision)
+        assert coarse.dtype == torch.float32
+        assert torch.allclose(coarse, exact, atol=0.05)
+        assert not torch.equal(coarse, exact)
+    assert state_digest(model) == before
+    with pytest.raises(ValueError, match=r"precision must be one of.*'32'"):
+        predict(model, images, **common, precision="32")
 
 
 def test_train_only_leaves_the_rest_untouched_and_wanting_gradients():
@@ -194,11 +306,15 @@ def test_schedules():
 
 
 def test_set_smaller_than_the_batch_is_one_batch_and_an_empty_one_refused():
-    assert fit(network(), stripes(5), **{**RECIPE, "batch_size": 64}).samples == 15
+    recorder = Recorder("order")
+    fit(recorder, stripes(5), **{**RECIPE, "batch_size": 64})
+    assert len(recorder.seen) == 15
     with pytest.raises(ValueError, match="training set is empty"):
         fit(network(), stripes().subset([]), **RECIPE)
     with pytest.raises(ValueError, match="no images"):
         predict(network(), stripes().subset([]), geometry=CROP)
+    with pytest.raises(ValueError, match="no images"):
+        pooled_features(network(), stripes().subset([]), geometry=CROP)
 
 
 @pytest.mark.parametrize(
@@ -209,19 +325,21 @@ def test_set_smaller_than_the_batch_is_one_batch_and_an_empty_one_refused():
         ({"lr": math.nan}, "lr positive.*nan"),
         ({"weight_decay": -0.1}, "weight_decay not negative.*-0.1"),
         ({"optimizer": "adam"}, "optimizer must be one of.*'adam'"),
-        ({"schedule": "cosine"}, "schedule one of.*'cosine'"),
+        ({"schedule": "cosine"}, "schedule must be one of.*'cosine'"),
+        ({"precision": "16"}, "precision must be one of.*'16'"),
+        ({"devices": 0}, "devices must be at least 1.*, 0,"),
         ({"train_only": "head"}, "called head.*parts are.*'linear'"),
         ({"lr_factors": {"layer4": 10.0}}, "called layer4"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         fit(network(), stripes(), **{**RECIPE, **change})
 
 
 def test_labels_beyond_the_logits_are_refused_with_the_remedy():
-    four = replace(stripes(), num_classes=4, class_names=list("rgbx"), class_numbers=[1, 2, 3, 4],
-                   labels=torch.full((50,), 3))  # fmt: skip
+    of_four = {"num_classes": 4, "class_names": list("rgbx"), "class_numbers": [1, 2, 3, 4]}
+    four = replace(stripes(), **of_four, labels=torch.full((50,), 3))
     with pytest.raises(ValueError, match=r"up to 3 but.*shape \(13, 3\).*num_classes=4"):
         fit(network(), four, **RECIPE)
 
@@ -240,32 +358,81 @@ def test_progress_is_reported_each_epoch(tmp_path, monkeypatch):
     assert [(line["done"], line["total"]) for line in lines] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_pooled_features_are_what_the_linear_layer_sees(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "PIECE", 20)
+@pytest.fixture
+def forwards(monkeypatch):
+    """The row ranges that are run through a network, in order."""
+    made, original = [], training._forward
+    monkeypatch.setattr(training, "_forward", lambda *a: made.append(a[2]) or original(*a))
+    return made
+
+
+def test_pooled_features_are_what_the_linear_layer_sees(tmp_path):
     model, images = network().train(), stripes(50)
-    found = pooled_features(model, images, geometry=CROP, accelerator="cpu", cache_dir=tmp_path)
+    found = pooled_features(model, images, geometry=CROP, accelerator="cpu", store=Store(tmp_path))
     assert (found.shape, found.dtype, model.training) == ((50, 8), torch.float32, True)
     logits = predict(model, images, geometry=CROP, accelerator="cpu")
     assert torch.allclose(model.linear(found), logits, atol=1e-5)
-    pieces = sorted(tmp_path.glob("*.pt"))
-    assert len(pieces) == 3
 
-    # As after an interrupt: one piece is gone, and only that one is made again.
-    pieces[1].unlink()
-    made = []
-    original = inference._forward
-    monkeypatch.setattr(inference, "_forward", lambda *a: made.append(1) or original(*a))
-    again = pooled_features(model, images, geometry=CROP, accelerator="cpu", cache_dir=tmp_path)
-    assert len(made) == 1
-    assert torch.equal(again, found)
-    # The linear layer does not matter to the features, anything before it does.
-    nn.init.zeros_(model.linear.weight)
-    pooled_features(model, images, geometry=CROP, accelerator="cpu", cache_dir=tmp_path)
-    assert len(made) == 1
-    nn.init.ones_(model.features[0].bias)
-    changed = pooled_features(model, images, geometry=CROP, accelerator="cpu", cache_dir=tmp_path)
-    assert len(made) == 4
-    assert not torch.equal(changed, found)
+
+def test_an_interrupt_loses_at_most_a_piece_of_the_features(tmp_path, monkeypatch, forwards):
+    monkeypatch.setattr(training, "PIECE", 20)
+    model, images = network(), stripes(50)
+    arguments = {"geometry": CROP, "accelerator": "cpu"}
+    whole = pooled_features(model, images, **arguments, store=Store(tmp_path / "whole"))
+    forwards.clear()
+
+    def stops(text: str, done: int, total: int) -> None:
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "report_progress", stops)
+        with pytest.raises(KeyboardInterrupt):
+            pooled_features(model, images, **arguments, store=Store(tmp_path))
+    assert forwards == [range(20), range(20, 40)]
+    assert torch.equal(pooled_features(model, images, **arguments, store=Store(tmp_path)), whole)
+    assert forwards[2:] == [range(40, 50)]
+
+
+def test_all_that_decides_the_features_is_in_their_key(tmp_path, monkeypatch, forwards):
+    store, arguments = Store(tmp_path), {"geometry": CROP, "accelerator": "cpu"}
+    first = pooled_features(network(), stripes(), **arguments, store=store)
+    other_head = network()
+    nn.init.zeros_(other_head.linear.weight)
+    for model in (network(), other_head):
+        assert torch.equal(pooled_features(model, stripes(), **arguments, store=store), first)
+    assert len(forwards) == 1
+
+    smaller = {"geometry": Geometry(crop=8)}
+    strided, biased = network(), network()  # a stride has no weights
+    strided.features[0].stride = (1, 1)
+    nn.init.ones_(biased.features[0].bias)
+    changes = [
+        (network(), stripes(seed=1), {}),
+        (network(), stripes(), smaller),
+        (network(), stripes(), {"geometry": Geometry(resize=20, crop=12)}),
+        (network(), stripes(), {"precision": "bf16-true"}),
+        (strided, stripes(), {}),
+        (biased, stripes(), {}),
+    ]
+    for model, images, change in changes:
+        found = pooled_features(model, images, **{**arguments, **change}, store=store)
+        assert not torch.equal(found, first), change
+    alone = pooled_features(network(), stripes(), **{**arguments, **smaller}, store=Store(tmp_path / "alone"))
+    assert torch.equal(pooled_features(network(), stripes(), **{**arguments, **smaller}, store=store), alone)
+
+    forwards.clear()
+    monkeypatch.setattr(training, "code_digest", lambda module: f"{module} after an edit")
+    pooled_features(network(), stripes(), **arguments, store=store)
+    assert len(forwards) == 1, "other code may give other features"
+
+
+def test_the_code_in_the_features_key_is_that_of_networks_and_images(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(training, "code_digest", lambda module: asked.append(module) or "code")
+    pooled_features(network(), stripes(), geometry=CROP, accelerator="cpu", store=Store(tmp_path))
+    (module,) = asked
+    assert f"infocam_utils.{module}" == training.__name__
 
 
 def test_evaluating_restores_modes_after_an_exception():
@@ -291,14 +458,3 @@ def test_bias_starts_at_the_log_prior_and_a_wrong_prior_is_refused():
     for layer, prior in ((head, [1.0]), (head, [1.0, 0.0, 0.0]), (bare, [0.5, 0.25, 0.25])):
         with pytest.raises(ValueError, match="one positive entry for each of the 3 biases"):
             initialise_bias(layer, torch.tensor(prior))
-
-
-def test_a_stride_without_weights_of_its_own_is_in_the_cache_key(tmp_path):
-    """A network at stride 16 has the weights of the one at stride 32; its features are others."""
-    images, found = stripes(8), []
-    for stride in (1, 2):
-        torch.manual_seed(0)
-        features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=stride), nn.ReLU())
-        model = Classifier(features, nn.Linear(8, 2), "same name")
-        found.append(pooled_features(model, images, geometry=CROP, accelerator="cpu", cache_dir=tmp_path))
-    assert not torch.allclose(found[0], found[1])

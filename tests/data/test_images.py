@@ -1,10 +1,8 @@
-"""Images: the cache is built once and whole or not at all; pixels and boxes move alike."""
+"""Images: decoded once for each content and never altered silently; pixels and boxes move alike."""
 
-import hashlib
-import multiprocessing
+import errno
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from infocam_utils.data.images import (
     decoded,
     prepare,
 )
+from infocam_utils.data.store import Store
 
 
 def image_set(n: int = 4, **changes: object) -> ImageSet:
@@ -173,14 +172,68 @@ def test_geometry_and_prepare_refuse_what_cannot_be() -> None:
     assert prepare(empty, Geometry(16, 8), train=True).shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_every_mode_of_8_bits_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode in ("L", "CMYK") else "x.png")
     Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode).save(path)
     pixels, shape = decode(path)
     assert pixels.shape == (3, 4, 6)
     assert shape == (6, 4)
     assert pixels.min() > 250
+
+
+def test_grey_palette_and_opaque_pixels_keep_their_values(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    grey = colours[..., 0]
+    opaque = np.dstack([colours, np.full((8, 8), 255, np.uint8)])
+    palette = Image.fromarray(grey).convert("P", palette=Image.Palette.ADAPTIVE)
+    for number, (image, expected) in enumerate(
+        (
+            (Image.fromarray(grey), np.dstack([grey] * 3)),
+            (Image.fromarray(opaque), colours),
+            (palette, np.asarray(palette.convert("RGB"))),
+        )
+    ):
+        image.save(tmp_path / f"{number}.png")
+        np.testing.assert_array_equal(decode(tmp_path / f"{number}.png")[0], expected.transpose(2, 0, 1))
+
+
+def _half_transparent(mode: str) -> Image.Image:
+    """Black on the left, opaque; black on the right, of a transparency that hides it."""
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (2, 0, 4, 2))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(("mode", "file"), [("RGBA", "x.png"), ("LA", "x.png"), ("RGBA", "x.tif")])
+def test_transparent_pixels_show_white_and_not_what_they_hide(tmp_path: Path, mode: str, file: str) -> None:
+    _half_transparent(mode).save(tmp_path / file)
+    assert decode(tmp_path / file)[0][:, 0].tolist() == [[0, 0, 255, 255]] * 3
+
+
+def test_a_transparent_palette_entry_shows_white_and_half_transparency_is_mixed(tmp_path: Path) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert decode(tmp_path / "p.png")[0][:, 0].tolist() == [[10, 255], [20, 255], [30, 255]]
+    Image.new("RGBA", (1, 1), (0, 100, 200, 51)).save(tmp_path / "half.png")  # 20 % of the colour
+    assert decode(tmp_path / "half.png")[0].ravel().tolist() == [204, 224, 244]
+
+
+@pytest.mark.parametrize(
+    ("values", "file"),
+    [
+        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "x.png"),
+        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "x.tif"),
+        (np.linspace(0, 2**31 - 1, 64).reshape(8, 8).astype(np.int32), "x.tif"),
+        (np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32), "x.tif"),
+    ],
+)
+def test_more_than_8_bits_are_refused_and_not_clipped(tmp_path: Path, values: np.ndarray, file: str) -> None:
+    Image.fromarray(values).save(tmp_path / file)
+    with pytest.raises(ValueError, match=rf"{file} has more than 8 bits a channel .*scale them to 0\.\.255"):
+        decode(tmp_path / file, 4)
 
 
 @pytest.fixture
@@ -191,103 +244,129 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "data")
+
+
 def test_decoded_squashes_once_and_reads_back(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels, shapes, key = decoded(files, 16, tmp_path / "cache")
+    pixels, shapes, key = decoded(files, 16, store)
     assert pixels.shape == (6, 3, 16, 16)
     assert shapes.tolist() == [[30 + n, 20] for n in range(6)]
     with Image.open(files[2]) as one:
         expected = np.asarray(one.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert np.array_equal(pixels[2], expected)
     monkeypatch.setattr(images, "decode", None)  # a second call must not decode
-    again, _, same = decoded(files, 16, tmp_path / "cache")
+    again, _, same = decoded(files, 16, store)
     assert same == key
     assert np.array_equal(again, pixels)
     with pytest.raises(ValueError, match="read-only"):
         again[0] = 0
 
 
-def test_the_key_is_the_content_not_the_place(files: list[Path], tmp_path: Path) -> None:
-    key = decoded(files, 8, tmp_path / "cache")[2]
-    shutil.copytree(tmp_path / "in", tmp_path / "elsewhere" / "in")
-    moved = [tmp_path / "elsewhere" / "in" / path.name for path in files]
-    assert decoded(moved, 8, tmp_path / "cache")[2] == key
-    assert decoded(files, 9, tmp_path / "cache")[2] != key
-    assert decoded(files[::-1], 8, tmp_path / "cache")[2] != key
-    write_image(files[0], 33, 33, 99)
-    changed, _, other = decoded(files, 8, tmp_path / "cache")
-    assert other != key
-    assert np.array_equal(changed[0], decode(files[0], 8)[0])
+def test_the_key_is_the_content_not_the_place_the_name_or_the_time(
+    files: list[Path], store: Store, tmp_path: Path
+) -> None:
+    key = decoded(files, 8, store)[2]
+    moved = [tmp_path / "elsewhere" / f"{number}.other" for number in range(6)]
+    for path, copy in zip(files, moved, strict=True):
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    assert decoded(moved, 8, store)[2] == key
+    assert decoded(files, 9, store)[2] != key
+    assert decoded(files[::-1], 8, store)[2] != key
+    assert decoded(files[:5], 8, store)[2] != key
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "not a jpeg", "missing"])
-def test_a_bad_file_is_named_and_leaves_nothing(files: list[Path], tmp_path: Path, damage: str) -> None:
+def _bitmap(path: Path, value: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (value, value, value)).save(path)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    return path
+
+
+def test_folders_of_equal_names_lengths_and_times_do_not_share_an_entry(tmp_path: Path, store: Store) -> None:
+    dark, bright = ([_bitmap(tmp_path / root / "in" / "a.bmp", v)] for root, v in (("x", 10), ("y", 200)))
+    assert dark[0].stat().st_size == bright[0].stat().st_size
+    first, second = decoded(dark, 8, store), decoded(bright, 8, store)
+    assert (first[0].mean(), second[0].mean()) == (10, 200)
+    assert first[2] != second[2]
+
+
+def test_a_file_edited_at_equal_length_and_time_is_decoded_again(tmp_path: Path, store: Store) -> None:
+    before = decoded([_bitmap(tmp_path / "a.bmp", 10)], 8, store)
+    after = decoded([_bitmap(tmp_path / "a.bmp", 11)], 8, store)
+    assert (before[0].mean(), after[0].mean()) == (10, 11)
+    assert before[2] != after[2]
+
+
+def test_other_code_decodes_again_under_the_same_key(
+    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = decoded(files, 8, store)
+    monkeypatch.setattr(images, "code_digest", lambda module: f"another {module}")
+    monkeypatch.setattr(images, "decode", lambda path, size: (7, (1, 1)))
+    after = decoded(files, 8, store)
+    assert after[0].min() == after[0].max() == 7
+    assert after[2] == before[2]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not a jpeg", "missing", "a folder"])
+def test_a_bad_file_is_named_and_leaves_nothing(files: list[Path], store: Store, damage: str) -> None:
     bad = files[3]
     if damage == "truncated":
         bad.write_bytes(bad.read_bytes()[:700])
-    elif damage == "missing":
+    elif damage in ("missing", "a folder"):
         bad.unlink()
+        if damage == "a folder":
+            bad.mkdir()
     else:
         bad.write_bytes(b"" if damage == "empty" else b"<html>404</html>")
     with pytest.raises((ValueError, FileNotFoundError), match=r"3\.jpg .*unpack"):
-        decoded(files, 16, tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("*.npy")) + list((tmp_path / "cache").glob("*.part"))
+        decoded(files, 16, store)
+    assert not [path for path in store.folder.glob("*") if path.is_dir()]
+    if damage == "a folder":
+        bad.rmdir()
     write_image(bad, 30, 20, 3)
-    assert len(decoded(files, 16, tmp_path / "cache")[0]) == 6
+    assert len(decoded(files, 16, store)[0]) == 6
 
 
 def test_an_interrupt_leaves_nothing_behind(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: Path, size: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(images, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        decoded(files, 16, tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] in ([], [".lock"])
+        decoded(files, 16, store)
+    assert [path.suffix for path in store.folder.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("damage", ["images cut", "images empty", "shapes gone"])
-def test_a_damaged_cache_is_built_anew(files: list[Path], tmp_path: Path, damage: str) -> None:
-    before = np.array(decoded(files, 16, tmp_path / "cache")[0])
-    shapes = next((tmp_path / "cache").glob("*-shapes.npy"))
-    stored = shapes.with_name(shapes.name.replace("-shapes", ""))
-    if damage == "shapes gone":
-        shapes.unlink()
-    else:
-        os.truncate(stored, 0 if damage == "images empty" else stored.stat().st_size // 2)
-    assert np.array_equal(decoded(files, 16, tmp_path / "cache")[0], before)
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="make room") as caught:
+        decoded(files, 16, store)
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.suffix for path in store.folder.iterdir()] == [".lock"]
 
 
-def test_two_processes_build_one_cache(files: list[Path], tmp_path: Path) -> None:
-    log = tmp_path / "builds"
-    build = images._build
-
-    def slow(*arguments: object) -> None:
-        with open(log, "a") as stream:
-            stream.write("x")
-        time.sleep(0.5)
-        build(*arguments)
-
-    def work(queue: multiprocessing.Queue) -> None:
-        images._build = slow  # in the child only
-        pixels, _, key = decoded(files, 16, tmp_path / "cache")
-        queue.put((key, hashlib.sha256(pixels.tobytes()).hexdigest()))
-
-    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
-    queue = fork.Queue()
-    runs = [fork.Process(target=work, args=(queue,)) for _ in range(2)]
-    for run in runs:
-        run.start()
-    said = [queue.get(timeout=60) for _ in runs]
-    for run in runs:
-        run.join()
-    assert said[0] == said[1]
-    assert log.read_text() == "x"
+def test_damaged_pixels_are_decoded_anew(files: list[Path], store: Store) -> None:
+    before = np.array(decoded(files, 16, store)[0])
+    (stored,) = store.folder.glob("images-*/images.npy")
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 128
+    stored.write_bytes(content)
+    assert np.array_equal(decoded(files, 16, store)[0], before)
 
 
-def test_a_size_below_one_is_refused(files: list[Path], tmp_path: Path) -> None:
+def test_a_size_below_one_is_refused(files: list[Path], store: Store) -> None:
     with pytest.raises(ValueError, match=r"size must be a positive .* got 0"):
-        decoded(files, 0, tmp_path)
+        decoded(files, 0, store)

@@ -1,21 +1,22 @@
-"""One door to all data sets: nothing is downloaded unasked, and a missing set says how to get it."""
+"""The table of data sets and the one door to them: what is refused, and how a missing one is got."""
 
 import gzip
 import os
+import socket
 import struct
-import urllib.request
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_sets import CUB_IDS, write_cub, write_image, write_tiny
-from torchvision import tv_tensors
 
-from infocam_utils.data import sets as datasets
-from infocam_utils.data.images import Geometry, decode, prepare
-from infocam_utils.data.sets import CUB, TinyImageNet, box_transform, digits, load_images, mnist
-from infocam_utils.data.splits import imbalanced_subset
+from infocam_utils.data import minibirds
+from infocam_utils.data.sets import CUB, SETS, TinyImageNet, describe, load_images, locate, short_name
+from infocam_utils.data.splits import ImbalanceRule, half_split, imbalanced_subset
+from infocam_utils.data.store import Store
+from infocam_utils.experiments.recipe import Recipe
 
 
 def test_cub_keeps_official_ids_and_class_numbers(tmp_path: Path) -> None:
@@ -32,44 +33,11 @@ def test_cub_keeps_official_ids_and_class_numbers(tmp_path: Path) -> None:
     assert train.boxes[1].tolist() == [5.0, 2.5, 15.0, 17.5]
 
 
-def test_cub_gives_image_label_and_box(tmp_path: Path) -> None:
-    write_cub(tmp_path)
-    image, label, box = CUB(tmp_path)[2]
-    assert isinstance(image, tv_tensors.Image)
-    assert image.shape == (3, 20, 40)
-    assert label == 1
-    assert isinstance(box, tv_tensors.BoundingBoxes)
-    assert box.canvas_size == (20, 40)
-    assert box.tolist() == [[11.0, 2.5, 21.0, 17.5]]
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_transform_carries_the_box_along(tmp_path: Path, train: bool) -> None:
-    root = write_cub(tmp_path)
-    folder = CUB(root, transform=box_transform(Geometry(80, 60), train))
-    plain = CUB(root)
-    for index in range(len(folder)):
-        image, _, box = folder[index]
-        assert image.shape == (3, 60, 60)
-        assert image.dtype == torch.float32
-        x0, y0, x1, y1 = box[0].tolist()
-        assert 0 <= x0 < x1 <= 60
-        assert 0 <= y0 < y1 <= 60
-        if not train:
-            squashed = plain.boxes[index] * torch.tensor([80 / 40, 80 / 20]).repeat(2)
-            torch.testing.assert_close(torch.tensor([x0, y0, x1, y1]), Geometry(80, 60).boxes(squashed, 80))
-            square, _ = decode(folder.paths[index], 80)
-            stored = prepare(torch.from_numpy(square)[None], Geometry(80, 60))[0]
-            assert (image - stored).abs().mean() < 0.02  # rounding to 8 bits, and Pillow's bilinear weights
-
-
 def test_without_boxes_all_works_until_they_are_needed(tmp_path: Path) -> None:
     root = write_cub(tmp_path, boxes=False)
-    folder = CUB(root, transform=box_transform(Geometry(16)))
+    folder = CUB(root)
     assert folder.boxes is None
-    assert folder[0][0].shape == (3, 16, 16)
-    assert folder[0][2] is None
-    assert folder.image_set(16, tmp_path / "cache").boxes is None
+    assert folder.image_set(16, Store(tmp_path)).boxes is None
     with pytest.raises(FileNotFoundError, match=r"bounding_boxes\.txt is needed and not there"):
         CUB(root, need_boxes=True)
     (root / "bounding_boxes.txt").write_text("3 1 1 5 5\n11 1 1 5 5\n")
@@ -78,78 +46,132 @@ def test_without_boxes_all_works_until_they_are_needed(tmp_path: Path) -> None:
         CUB(root, need_boxes=True)
 
 
-def test_parts_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
-    root = write_cub(tmp_path)
-    folder = CUB(root)
-    with pytest.raises(FileNotFoundError, match=r"part_locs\.txt is not there: this folder has no part"):
-        _ = folder.parts
-    (root / "parts").mkdir()
-    lines = [f"{image} {part} {image}.5 {part}.0 {part % 2}" for image in CUB_IDS for part in (1, 2)]
-    (root / "parts" / "part_locs.txt").write_text("\n".join(lines))
-    assert folder.parts.shape == (4, 2, 3)
-    assert folder.parts[2].tolist() == [[11.5, 1.0, 1.0], [11.5, 2.0, 0.0]]
-    (root / "parts" / "part_locs.txt").write_text("\n".join(lines[:-6]))
-    with pytest.raises(ValueError, match=r"lacks parts of 2 images, the first with id 11"):
-        _ = folder.parts
+ALL = sorted(CUB_IDS)
+SPLIT = "\n".join(f"{image} {int(CUB_IDS[image][1] not in 'cf')}" for image in ALL)
+WRONG = [
+    ("classes.txt", "1 001.Auk\n", r"classes\.txt does not name classes 4"),
+    ("classes.txt", "1 001.Auk\n4 004.Wren\n4 004.Tit\n", r"classes\.txt has two lines for id 4"),
+    ("image_class_labels.txt", "3 1\n", r"image_class_labels\.txt lacks 3 of 4 images, first id 5"),
+    (
+        "image_class_labels.txt",
+        "3 1\nfive 1\n",
+        r"labels\.txt, line 2: expected id, number with spaces .* 'five 1'",
+    ),
+    ("image_class_labels.txt", "\n3\n", r"labels\.txt, line 2: expected id, number .* got '3'"),
+    ("image_class_labels.txt", "3 1\n²  1\n", r"labels\.txt, line 2: expected id, number .* got '²  1'"),
+    ("image_class_labels.txt", "3 1\n5 1\n3 4\n", r"image_class_labels\.txt has two lines for id 3"),
+    ("train_test_split.txt", "3 1\n", r"train_test_split\.txt lacks 5 of 6 images"),
+    ("train_test_split.txt", "\n".join(f"{image} 0" for image in ALL), "no images in split 'train'"),
+    ("train_test_split.txt", SPLIT.replace("5 1", "5 2"), r"split\.txt, line 2: expected id, train .* '5 2'"),
+    ("train_test_split.txt", SPLIT.replace("5 1", "5 true"), r"split\.txt, line 2: .* '5 true'"),
+    ("train_test_split.txt", SPLIT + "\n3 0", r"train_test_split\.txt has two lines for id 3"),
+    (
+        "images.txt",
+        "3 001.Auk/a.jpg\n5 001.Auk/b.jpg\n3 001.Auk/c.jpg",
+        r"images\.txt has two lines for id 3",
+    ),
+    ("images.txt", "3 001.Auk/a.jpg\n5 001.Auk/a.jpg", r"lists 001\.Auk/a\.jpg under several ids: 3, 5"),
+    *(
+        ("bounding_boxes.txt", "\n".join(f"{image} {box}" for image in ALL), message)
+        for box, message in (
+            ("1 1 0 5", r"bounding_boxes\.txt gives image 3 the box \[1\.0, 1\.0, 0\.0, 5\.0\].*positive"),
+            ("1 1 5 -5", "gives image 3 the box .*positive"),
+            ("1 1 wide 5", r"boxes\.txt, line 1: expected id, x, y, width, height .* got '3 1 1 wide 5'"),
+            ("nan 1 5 5", r"boxes\.txt, line 1: expected id, x, y, width, height .* got '3 nan 1 5 5'"),
+            ("1 1 inf 5", r"boxes\.txt, line 1: "),
+            ("1 1 1e99 5", "gives image 3 the box .*finite"),
+            ("1 1 5", r"boxes\.txt, line 1: "),
+            ("1 1 5 5 5", r"boxes\.txt, line 1: "),
+        )
+    ),
+    ("bounding_boxes.txt", "".join(f"{i} 1 1 5 5\n" for i in [*ALL, 5]), "has two lines for id 5"),
+]
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("classes.txt", "1 001.Auk\n", r"classes\.txt does not name classes 4"),
-        ("image_class_labels.txt", "3 1\n", r"image_class_labels\.txt lacks 3 of 4 images, first id 5"),
-        (
-            "image_class_labels.txt",
-            "3 1\nfive 1\n",
-            r"image_class_labels\.txt, line 2: expected a number and 1",
-        ),
-        ("image_class_labels.txt", "3\n", r"line 1: expected a number and 1 values, got '3'"),
-        ("train_test_split.txt", "3 1\n", r"train_test_split\.txt lacks 5 of 6 images"),
-        ("train_test_split.txt", "\n".join(f"{image} 0" for image in CUB_IDS), "no images in split 'train'"),
-        (
-            "bounding_boxes.txt",
-            "\n".join(f"{image} 1 1 0 5" for image in CUB_IDS),
-            "image 3 a box .*positive",
-        ),
-        (
-            "bounding_boxes.txt",
-            "\n".join(f"{image} 1 1 wide 5" for image in CUB_IDS),
-            "not four numbers: .*wide",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("file", "content", "message"), WRONG)
 def test_cub_names_the_file_that_is_wrong(tmp_path: Path, file: str, content: str, message: str) -> None:
     root = write_cub(tmp_path)
-    (root / file).write_text(content)
+    (root / file).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         CUB(root)
 
 
+@pytest.mark.parametrize("file", ["images.txt", "classes.txt", "bounding_boxes.txt"])
+def test_a_list_that_is_no_utf8_is_named(tmp_path: Path, file: str) -> None:
+    root = write_cub(tmp_path)
+    (root / file).write_bytes((root / file).read_bytes() + "99 Küste".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{file} is not UTF-8 text .*; save it as UTF-8"):
+        CUB(root)
+
+
+@pytest.mark.parametrize("box", ["40 0 5 5", "0 20 5 5", "-5 0 5 5", "0 -9 5 8.5"])
+def test_a_cub_box_wholly_outside_its_image_is_refused(tmp_path: Path, box: str) -> None:
+    root = write_cub(tmp_path)
+    lines = (root / "bounding_boxes.txt").read_text().splitlines()
+    edit = [f"11 {box}" if line.startswith("11 ") else line for line in lines]
+    (root / "bounding_boxes.txt").write_text("\n".join(edit))
+    message = r"bounding_boxes\.txt gives image 11, d\.jpg, a box wholly outside its 40 x 20 pixels"
+    with pytest.raises(ValueError, match=message):
+        load_images(root, "train", tmp_path, size=8)
+    load_images(root, "test", tmp_path, size=8)
+
+
+def test_a_box_may_reach_beyond_its_image(tmp_path: Path) -> None:
+    root = write_cub(tmp_path)
+    (root / "bounding_boxes.txt").write_text("".join(f"{image} -2 -3 45 30\n" for image in CUB_IDS))
+    boxes = load_images(root, "train", tmp_path, size=20).boxes
+    assert boxes is not None
+    assert boxes[0].tolist() == [-1.0, -3.0, 21.5, 27.0]
+
+
+def test_a_tiny_box_wholly_outside_its_image_is_refused(tmp_path: Path) -> None:
+    root = write_tiny(tmp_path)
+    for file, content, split, message in (
+        (
+            "val/val_annotations.txt",
+            "val_0.JPEG\tn01\t1\t2\t3\t4\nval_1.JPEG\tn02\t70\t70\t80\t80\n",
+            "val",
+            r"val_annotations\.txt gives image 1, val_1\.JPEG, .*outside its 64 x 64 pixels, .*: 70 70 81 81",
+        ),
+        (
+            "train/n01/n01_boxes.txt",
+            "n01_1.JPEG\t64\t0\t64\t9\n",
+            "train",
+            r"n01_boxes\.txt gives image 2, n01_1\.JPEG, a box wholly outside",
+        ),
+    ):
+        (root / file).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_images(root, split, tmp_path)
+
+
 def test_half_present_folders(tmp_path: Path) -> None:
     root = write_cub(tmp_path)
-    with pytest.raises(ValueError, match="split must be 'train', 'test' or 'all', got 'val'"):
+    with pytest.raises(
+        ValueError, match="split of the CUB layout must be one of train, test, all, got 'val'"
+    ):
         CUB(root, "val")
     (root / "images" / "001.Auk" / "b.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.jpg is named in the data set's lists but is not there"):
-        CUB(root).image_set(8, tmp_path / "cache")
+        CUB(root).image_set(8, Store(tmp_path))
     (root / "classes.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"classes\.txt is needed"):
         CUB(root)
-    with pytest.raises(FileNotFoundError, match=r"has no images\.txt, nor has a folder directly in it"):
+    with pytest.raises(FileNotFoundError, match=r"has no images\.txt, nor has a folder in it"):
         CUB(tmp_path / "nothing")
 
 
 def test_image_set_scales_boxes_with_the_pixels(tmp_path: Path) -> None:
     folder = CUB(write_cub(tmp_path))
-    stored = folder.image_set(10, tmp_path / "cache")
+    stored = folder.image_set(10, Store(tmp_path))
     assert stored.images.shape == (4, 3, 10, 10)
     assert stored.boxes is not None
     torch.testing.assert_close(stored.boxes[0], torch.tensor([3.0 / 4, 2.5 / 2, 13.0 / 4, 17.5 / 2]))
     assert stored.class_numbers == [1, 4]
-    assert folder.image_set(10, tmp_path / "cache", limit=2).ids.tolist() == [3, 11]
-    assert folder.image_set(10, tmp_path / "cache").key == stored.key
+    assert folder.image_set(10, Store(tmp_path), limit=2).ids.tolist() == [3, 11]
+    assert folder.image_set(10, Store(tmp_path)).key == stored.key
     (folder.root / "bounding_boxes.txt").unlink()
-    assert CUB(folder.root).image_set(10, tmp_path / "cache").key != stored.key
+    assert CUB(folder.root).image_set(10, Store(tmp_path)).key != stored.key
 
 
 def test_tiny_imagenet_boxes_become_half_open(tmp_path: Path) -> None:
@@ -167,9 +189,8 @@ def test_tiny_imagenet_boxes_become_half_open(tmp_path: Path) -> None:
 
 def test_tiny_imagenet_grey_images_are_rgb(tmp_path: Path) -> None:
     train = TinyImageNet(write_tiny(tmp_path))
-    grey = train.image_set(64, tmp_path / "cache").images[1]
+    grey = train.image_set(64, Store(tmp_path)).images[1]
     assert (grey[0] == grey[1]).all()
-    assert train[1][0].shape == (3, 64, 64)
 
 
 def test_tiny_imagenet_lacking_things(tmp_path: Path) -> None:
@@ -182,11 +203,15 @@ def test_tiny_imagenet_lacking_things(tmp_path: Path) -> None:
     assert train.class_names == ["n02", "n01"]
     with pytest.raises(ValueError, match=r"2 images have no box, the first is .*n02_0\.JPEG"):
         TinyImageNet(root, need_boxes=True)
-    with pytest.raises(ValueError, match="split must be 'train' or 'val'"):
+    with pytest.raises(
+        ValueError, match="split of the Tiny-ImageNet layout must be one of train, val, test, got 'all'"
+    ):
         TinyImageNet(root, "all")
     for content, message in (
-        ("val_0.JPEG\tn01\t1\t2\t3\n", "line 1: expected 6 values"),
-        ("val_0.JPEG\tn01\t9\t2\t3\t4\n", r"box of val_0\.JPEG ends before it begins"),
+        ("val_0.JPEG\tn01\t1\t2\t3\n", "line 1: expected file, wnid, x0, y0, x1, y1 with tabs between"),
+        ("val_0.JPEG\tn01\t9\t2\t3\t4\n", r"val_annotations\.txt gives val_0\.JPEG a box that ends before"),
+        ("val_0.JPEG\tn01\t-1\t2\t3\t4\n", "line 1: expected file, wnid, x0"),
+        ("val_0.JPEG\tn01\t1\t2\t3\t4\n" * 2, r"val_annotations\.txt has two lines for file val_0\.JPEG"),
         ("val_0.JPEG\tn77\t1\t2\t3\t4\n", r"wnids\.txt lacks: n77"),
         ("\n", "no images in split 'val'"),
     ):
@@ -194,16 +219,17 @@ def test_tiny_imagenet_lacking_things(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             TinyImageNet(root, "val")
     (root / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val_annotations\.txt is not there"):
+    with pytest.raises(FileNotFoundError, match=r"val_annotations\.txt is needed and not there"):
         TinyImageNet(root, "val")
+    (root / "wnids.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"wnids\.txt names no class"):
+        TinyImageNet(root)
+    (root / "wnids.txt").write_text("n02\nn01\nn02\n")
+    with pytest.raises(ValueError, match=r"wnids\.txt names n02 twice"):
+        TinyImageNet(root)
     (root / "wnids.txt").write_text("n02\nn01\nn99\n")
     with pytest.raises(FileNotFoundError, match=r"n99.images is not there, but wnids\.txt names its class"):
         TinyImageNet(root)
-
-
-def test_box_transform_needs_a_size() -> None:
-    with pytest.raises(ValueError, match="give Geometry a resize"):
-        box_transform(Geometry())
 
 
 def test_a_file_name_may_hold_spaces(tmp_path: Path) -> None:
@@ -211,24 +237,25 @@ def test_a_file_name_may_hold_spaces(tmp_path: Path) -> None:
     write_image(root / "images" / "001.Auk" / "a b.jpg", 8, 8, 0)
     lists = (root / "images.txt").read_text().replace("001.Auk/a.jpg", "001.Auk/a b.jpg")
     (root / "images.txt").write_text(lists)
-    assert CUB(root)[0][0].shape == (3, 8, 8)
+    assert CUB(root).paths[0].name == "a b.jpg"
+    assert len(load_images(root, "train", tmp_path, size=8)) == 4
 
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("a data set was downloaded unasked")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def test_digits_are_all_there_and_the_halves_apart() -> None:
-    train, test = digits("train"), digits("test")
+    train, test = load_images("digits", "train"), load_images("digits", "test")
     assert sorted(torch.cat([train.ids, test.ids]).tolist()) == list(range(1797))
     share = torch.bincount(test.labels) / (torch.bincount(train.labels) + torch.bincount(test.labels))
     assert torch.all((share - 0.3).abs() < 0.01)
     assert train.class_numbers == list(range(10))
-    small = digits("train", size=8)
+    small = load_images("digits", "train", size=8)
     assert small.images.max() == 255
     from sklearn.datasets import load_digits
 
@@ -250,33 +277,159 @@ def test_unknown_names_and_splits(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no data set 'cub2000'.*did you mean 'cub200'"):
         load_images("cub2000", data_dir=tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="not a whole data set of the CUB layout"):
+    with pytest.raises(FileNotFoundError, match=r"no images\.txt or wnids\.txt, .*not a whole data set"):
         load_images("empty", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no data set 'empt'.*did you mean 'empty'"):
+        describe("empt", tmp_path)
+    with pytest.raises(ValueError, match="got an empty name"):
+        describe("", tmp_path)
+    (tmp_path / "mnist").mkdir()
     for name in ("digits", "mnist", "minibirds"):
         with pytest.raises(ValueError, match=f"split of {name} must be .* got 'half'"):
             load_images(name, "half", tmp_path)
-    with pytest.raises(ValueError, match="limit must be a positive number of images or None, got 0"):
-        load_images("digits", limit=0)
-    with pytest.raises(ValueError, match="digits has no boxes"):
+    for name in SETS:
+        with pytest.raises(ValueError, match="limit must be a positive number of images or None, got 0"):
+            load_images(name, data_dir=tmp_path, limit=0)
+    with pytest.raises(ValueError, match="size must be a positive number of pixels or None, got 0"):
+        load_images("digits", size=0)
+    with pytest.raises(ValueError, match=r"digits has no boxes; .*: minibirds, cub200, tiny-imagenet"):
         load_images("digits", need_boxes=True)
 
 
 def test_folders_by_path_by_parent_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_cub(tmp_path / "my-birds")
-    write_tiny(tmp_path / "tiny-imagenet")
-    keys = {
-        load_images(place, "train", tmp_path, size=16).key
-        for place in (root, str(root), tmp_path / "my-birds", "my-birds")
-    }
-    assert len(keys) == 1
-    tiny = load_images("tiny-imagenet", "test", tmp_path)
+    root = write_cub(tmp_path / "data" / "my-birds")
+    write_tiny(tmp_path / "data" / "tiny-imagenet")
+    data, here = tmp_path / "data", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    places = (root, str(root), root.parent, f"{root.parent}/", "my-birds", "my-birds/", "../data/my-birds")
+    assert {locate(place, data).resolve() for place in places[2:]} == {root.parent}
+    assert all(locate(place, data).is_absolute() for place in places)
+    assert {short_name(place) for place in places[2:]} == {"my-birds"}
+    assert short_name(".") == "here"
+    assert len({load_images(place, "train", data, size=16).key for place in places}) == 1
+    tiny = load_images("tiny-imagenet", "test", data)
     assert (tiny.size, tiny.num_classes, len(tiny)) == (64, 2, 2)
-    assert load_images("my-birds", "test", tmp_path).size == 256
-    monkeypatch.setenv("INFOCAM_DATA", str(tmp_path))
-    assert load_images("my-birds", size=16).key in keys
+    assert load_images("my-birds", "test", data).size == 256
+    monkeypatch.setenv("INFOCAM_DATA", str(data))
+    assert locate("my-birds") == data / "my-birds"
+    (here / "my-birds").mkdir()  # a name is one under the data directory first; "./" means here
+    assert locate("my-birds") == data / "my-birds"
+    assert locate("./my-birds") == here / "my-birds"
     (root / "bounding_boxes.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"bounding_boxes\.txt is needed"):
-        load_images("my-birds", data_dir=tmp_path, need_boxes=True)
+        load_images("my-birds", data_dir=data, need_boxes=True)
+
+
+def test_a_folder_has_the_row_of_its_layout_and_an_official_name_its_own(tmp_path: Path) -> None:
+    assert describe(write_cub(tmp_path / "a"), tmp_path) is SETS["cub200"]
+    assert describe("a", tmp_path) is SETS["cub200"]
+    write_tiny(tmp_path / "b")
+    assert describe("b/", tmp_path) is SETS["tiny-imagenet"]
+    for name in SETS:  # there or not, so that a run can be planned
+        assert describe(name, tmp_path) is SETS[name]
+        assert locate(name, tmp_path) == tmp_path / name
+
+
+def test_the_table_names_every_field_of_a_recipe_but_the_data_set() -> None:
+    expected = {field.name for field in fields(Recipe)} - {"dataset"}
+    for row in SETS.values():
+        assert set(row.recipe) == expected, row.name
+
+
+COMMON = {
+    "stride": None,
+    "adl": False,
+    "few": None,
+    "many": None,
+    "train_limit": None,
+    "loss": "softmax",
+    "log_prior_bias": False,
+    "head_optimizer": "lbfgs",
+    "head_decay": None,
+    "batch_size": 64,
+    "precision": "32-true",
+    "devices": 1,
+}
+SMALL = COMMON | {
+    "backbone": "small_resnet",
+    "weights": None,
+    "resize": None,
+    "crop": None,
+    "frozen": False,
+    "lr": 1e-2,
+    "weight_decay": 0.01,
+    "optimizer": "adamw",
+    "schedule": "onecycle",
+    "head_lr": 1.0,
+}
+PHOTOGRAPHS = COMMON | {
+    "backbone": "mobilenet_v2",
+    "weights": "imagenet",
+    "frozen": True,
+    "passes": 60_000,
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+    "optimizer": "sgd",
+    "schedule": "step",
+    "head_lr": 10.0,
+    "flip": True,
+    "crop": 224,
+}
+RECIPES = {
+    "digits": SMALL | {"size": 16, "flip": False, "passes": 20_000},
+    "minibirds": SMALL | {"size": 64, "flip": True, "passes": 36_000},
+    "mnist": SMALL
+    | {
+        "backbone": "paper_mnist_cnn",
+        "size": 28,
+        "flip": False,
+        "passes": 132_000,
+        "lr": 0.002,
+        "weight_decay": 0.0,
+        "optimizer": "sgd",
+        "schedule": "constant",
+    },
+    "cub200": PHOTOGRAPHS | {"size": 256, "resize": 256},
+    "tiny-imagenet": PHOTOGRAPHS | {"size": 64, "resize": 224},
+}  # what the results on record were made with
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_recipe_defaults(name: str) -> None:
+    assert SETS[name].recipe == RECIPES[name]
+
+
+def test_the_imbalance_rules() -> None:
+    labels = torch.arange(3).repeat_interleave(torch.tensor([200, 128, 150]))
+    tenth = {"digits": "even", "minibirds": "odd"}
+    for name, side in tenth.items():
+        assert SETS[name].train_rule(labels) == SETS[name].test_rule(labels) == ImbalanceRule(12, 120, side)
+        with pytest.raises(ValueError, match="fewer than 10 images"):
+            SETS[name].train_rule(torch.arange(4))
+    for name in ("cub200", "tiny-imagenet"):
+        assert SETS[name].train_rule(labels) == ImbalanceRule(10, None, "odd")
+        assert SETS[name].test_rule(labels) == ImbalanceRule(5, 15, "odd")
+    row = SETS["mnist"]
+    assert row.test_from == "train"
+    assert row.train_rule(labels) == ImbalanceRule(300, 3000, "even", 0, (0, 40_000))
+    assert row.test_rule(labels) == replace(row.train_rule(labels), pool=(40_000, 50_000))
+
+
+def test_the_drawn_birds_own_their_exact_information(tmp_path: Path) -> None:
+    row = SETS["minibirds"]
+    assert row.attributes is not None
+    assert row.exact is minibirds
+    for split in ("val", "test"):
+        images, attributes = (
+            load_images("minibirds", split, tmp_path, limit=12),
+            row.attributes(split, tmp_path, 12),
+        )
+        pmi = row.exact.pointwise_mutual_information(attributes)
+        assert pmi.shape == (12, 20)
+        # an image's own class explains its attributes far better than another
+        assert (pmi.gather(1, images.labels[:, None]).mean() - pmi.mean()) > 2
+    assert [name for name, other in SETS.items() if other.exact] == ["minibirds"]
 
 
 def test_limit_spreads_over_the_classes() -> None:
@@ -308,22 +461,24 @@ def _write_mnist(folder: Path, count: int) -> None:
 
 def test_mnist_is_read_through_torchvision(tmp_path: Path) -> None:
     _write_mnist(tmp_path / "mnist" / "MNIST" / "raw", 30)
-    table = mnist(tmp_path, "test")
+    table = load_images("mnist", "test", tmp_path)
     assert table.images.shape == (30, 3, 28, 28)
     assert (table.images[:, 0] == table.images[:, 2]).all()
     assert table.labels.tolist() == list(range(10)) * 3
     assert table.class_numbers == list(range(10))
-    assert mnist(tmp_path, size=32).size == 32
+    assert load_images("mnist", "train", tmp_path, size=32).size == 32
+    assert load_images("mnist", "train", tmp_path, limit=3).ids.tolist() == [0, 10, 20]
     raw = tmp_path / "mnist" / "MNIST" / "raw"
     for file in raw.iterdir():  # packed files alone are not enough: nothing may be unpacked behind one's back
         (raw / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
         file.unlink()
     with pytest.raises(FileNotFoundError, match="infocam data get mnist"):
-        mnist(tmp_path, "test")
+        load_images("mnist", "test", tmp_path)
 
 
-def test_every_public_name_is_exported() -> None:
-    assert all(hasattr(datasets, name) for name in datasets.__all__)
+CUB_TRAIN, CUB_TEST = (
+    rule(torch.tensor([])) for rule in (SETS["cub200"].train_rule, SETS["cub200"].test_rule)
+)
 
 
 def _real(name: str) -> Path:
@@ -334,19 +489,19 @@ def _real(name: str) -> Path:
 
 
 def test_the_whole_cub_gives_the_papers_lists() -> None:
-    train, test = (datasets.CUB(_real("cub200"), split, need_boxes=True) for split in ("train", "test"))
+    train, test = (CUB(_real("cub200"), split, need_boxes=True) for split in ("train", "test"))
     assert (len(train), len(test), len(train.class_names)) == (5994, 5794, 200)
-    for folder, rule, count in ((train, "paper_cub_train", 3997), (test, "paper_cub_test", 1996)):
+    for folder, rule, count in ((train, CUB_TRAIN, 3997), (test, CUB_TEST, 1996)):
         kept = imbalanced_subset(folder.labels, rule, folder.image_ids, folder.class_numbers)
         assert len(kept) == count
-    assert [len(half) for half in datasets.half_split(test.labels)] == [2916, 2878]
+    assert [len(half) for half in half_split(test.labels)] == [2916, 2878]
 
 
 def test_the_40_photo_classes() -> None:
     root = _real("cub-40-photos")
-    train, test = (datasets.CUB(root, split, need_boxes=True) for split in ("train", "test"))
+    train, test = (CUB(root, split, need_boxes=True) for split in ("train", "test"))
     assert (len(train), len(test), len(train.class_names)) == (1200, 1108, 40)
-    kept = imbalanced_subset(train.labels, "paper_cub_train", train.image_ids, train.class_numbers)
+    kept = imbalanced_subset(train.labels, CUB_TRAIN, train.image_ids, train.class_numbers)
     counts = torch.bincount(train.labels[kept])
     odd = torch.tensor(train.class_numbers) % 2 == 1
     assert set(counts[odd].tolist()) == {10}
@@ -355,9 +510,9 @@ def test_the_40_photo_classes() -> None:
 
 def test_the_whole_tiny_imagenet() -> None:
     root = _real("tiny-imagenet")
-    train, val = (datasets.TinyImageNet(root, split, need_boxes=True) for split in ("train", "val"))
+    train, val = (TinyImageNet(root, split, need_boxes=True) for split in ("train", "val"))
     assert torch.bincount(train.labels).tolist() == [500] * 200
     assert torch.bincount(val.labels).tolist() == [50] * 200
     for boxes in (train.boxes, val.boxes):
         assert (boxes.min(), boxes.max()) == (0, 64)
-    assert [len(half) for half in datasets.half_split(val.labels)] == [5000, 5000]
+    assert [len(half) for half in half_split(val.labels)] == [5000, 5000]

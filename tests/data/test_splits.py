@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from infocam_utils.data.sets import SETS
 from infocam_utils.data.splits import ImbalanceRule, half_split, imbalanced_subset, stratified_split
+
+NONE = torch.tensor([])
+CUB_TRAIN, CUB_TEST = SETS["cub200"].train_rule(NONE), SETS["cub200"].test_rule(NONE)
+MNIST_TRAIN, MNIST_TEST = SETS["mnist"].train_rule(NONE), SETS["mnist"].test_rule(NONE)
 
 
 def official_train() -> Tensor:
@@ -28,7 +33,7 @@ def official_test() -> Tensor:
 
 def test_imbalanced_cub_train_has_the_papers_3997_images() -> None:
     labels = official_train()
-    kept = imbalanced_subset(labels, "paper_cub_train")
+    kept = imbalanced_subset(labels, CUB_TRAIN)
     counts = torch.bincount(labels[kept])
     assert len(kept) == 3997
     assert set(counts[0::2].tolist()) == {10}  # odd folder numbers are even labels
@@ -41,7 +46,7 @@ def test_imbalanced_cub_train_has_the_papers_3997_images() -> None:
 
 def test_imbalanced_cub_test_has_the_papers_1996_images() -> None:
     labels = official_test()
-    counts = torch.bincount(labels[imbalanced_subset(labels, "paper_cub_test")])
+    counts = torch.bincount(labels[imbalanced_subset(labels, CUB_TEST)])
     assert counts[0::2].tolist() == [5] * 100
     assert counts[5] == 11
     assert int(counts.sum()) == 1996
@@ -50,16 +55,16 @@ def test_imbalanced_cub_test_has_the_papers_1996_images() -> None:
 def test_the_rule_goes_by_class_numbers_and_by_ids() -> None:
     labels = torch.repeat_interleave(torch.arange(3), 20)
     numbers = [2, 4, 7]  # labels 0 and 1 are majority classes, although label 0 would be number 1
-    counts = torch.bincount(labels[imbalanced_subset(labels, "paper_cub_train", class_numbers=numbers)])
+    counts = torch.bincount(labels[imbalanced_subset(labels, CUB_TRAIN, class_numbers=numbers)])
     assert counts.tolist() == [20, 20, 10]
     backwards = torch.arange(60).flip(0)
-    kept = imbalanced_subset(labels, "paper_cub_train", ids=backwards, class_numbers=numbers)
+    kept = imbalanced_subset(labels, CUB_TRAIN, ids=backwards, class_numbers=numbers)
     assert kept.tolist() == list(range(59, 49, -1)) + list(range(39, -1, -1))
 
 
 def test_imbalanced_mnist_has_16500_training_images() -> None:
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 60_000))
-    train, test = (imbalanced_subset(labels, f"paper_mnist_{split}") for split in ("train", "test"))
+    train, test = (imbalanced_subset(labels, rule) for rule in (MNIST_TRAIN, MNIST_TEST))
     assert torch.bincount(labels[train]).tolist() == [300, 3000] * 5
     assert len(train) == 16_500
     assert int(train.max()) < 40_000 <= int(test.min())
@@ -82,13 +87,12 @@ def test_own_rules() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.tensor([0, 1]), "paper_cub_trian"), "did you mean 'paper_cub_train'"),
-        ((torch.tensor([]).long(), "paper_cub_train"), "non-empty"),
-        ((torch.tensor([0.5]), "paper_cub_train"), "integers"),
-        ((torch.tensor([0, -1]), "paper_cub_train"), "least -1"),
-        ((torch.tensor([0, 1]), "paper_cub_train", torch.tensor([1])), "2 labels need as many ids, got 1"),
-        ((torch.tensor([0, 1]), "paper_cub_train", None, [1]), "label 1 has no class number"),
-        ((torch.tensor([0, 1]), "paper_mnist_test"), "walks images 40000 to 49999 .* got only 2"),
+        ((torch.tensor([]).long(), CUB_TRAIN), "non-empty"),
+        ((torch.tensor([0.5]), CUB_TRAIN), "integers"),
+        ((torch.tensor([0, -1]), CUB_TRAIN), "least -1"),
+        ((torch.tensor([0, 1]), CUB_TRAIN, torch.tensor([1])), "2 labels need as many ids, got 1"),
+        ((torch.tensor([0, 1]), CUB_TRAIN, None, [1]), "label 1 has no class number"),
+        ((torch.tensor([0, 1]), MNIST_TEST), "walks images 40000 to 49999 .* got only 2"),
     ],
 )
 def test_imbalanced_subset_refuses(arguments: tuple, message: str) -> None:

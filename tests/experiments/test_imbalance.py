@@ -1,58 +1,84 @@
 """The imbalance experiment: counts by the rule, decisions against written-out rules, scores by hand."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from infocam_utils.data.images import ImageSet
-from infocam_utils.data.splits import ImbalanceRule
+from infocam_utils.data import minibirds
 from infocam_utils.experiments import imbalance
-from infocam_utils.experiments import recipe as protocols
-from infocam_utils.experiments.imbalance import (
-    ImbalancedTask,
-    decisions,
-    imbalance_scores,
-    implied_recalls,
-    prior_sweep,
-)
+from infocam_utils.experiments.imbalance import ImbalancedTask, decisions, measure, prior_sweep, scores, task
+from infocam_utils.experiments.recipe import recipe
+from infocam_utils.information import accuracy, entropy, per_class_accuracy, recalls
+
+DIGITS = recipe("digits", passes=2_000)
 
 
-def blocks(per_class: int, classes: int = 4, size: int = 16) -> ImageSet:
-    """Images whose mean brightness tells the class, with noise."""
-    labels = torch.arange(per_class * classes) % classes
-    rng = np.random.default_rng(0)
-    level = (40 + 50 * labels.numpy())[:, None, None, None]
-    images = (level + rng.integers(-20, 20, (len(labels), 3, size, size))).clip(0, 255).astype(np.uint8)
-    names = [f"class {k}" for k in range(classes)]
-    return ImageSet(images, labels, None, classes, names, torch.arange(len(labels)), f"blocks-{per_class}")
+@pytest.fixture(scope="module")
+def digits() -> ImbalancedTask:
+    return task(DIGITS)
 
 
-@pytest.fixture
-def task() -> ImbalancedTask:
-    return ImbalancedTask(
-        "blocks", blocks(40), blocks(20), ImbalanceRule(4, 40, "odd"), ImbalanceRule(2, 20, "odd")
-    )
+def made_up(task: ImbalancedTask, seeds=(0, 1)) -> dict[tuple[str, int], torch.Tensor]:
+    """Logits that know the class, under much noise."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(task.test), task.test.num_classes)
+    signal = 2 * torch.nn.functional.one_hot(task.test.labels, shape[1])
+    names = ("softmax", "pc", imbalance.FROM_LOG_PRIOR)
+    return {
+        (name, seed): signal + torch.randn(shape, generator=generator) for name in names for seed in seeds
+    }
 
 
-def test_rows_have_the_counts_of_the_rule_for_every_seed(task):
+def one(frame: pd.DataFrame, **columns) -> pd.Series:
+    """The one row with these values; None selects a cell without one."""
+    for name, value in columns.items():
+        frame = frame[frame[name].isna() if value is None else frame[name] == value]
+    assert len(frame) == 1, f"{len(frame)} rows with {columns}"
+    return frame.iloc[0]
+
+
+# --- the task
+
+
+def test_rows_have_the_counts_of_the_rule_for_every_seed(digits):
     for seed in (None, 0, 1):
-        counts = torch.bincount(task.train.labels[task.train_rows(seed)])
-        assert counts.tolist() == [4, 40, 4, 40]  # class numbers 1 and 3 are odd
-    assert torch.bincount(task.test.labels[task.test_rows]).tolist() == [2, 20, 2, 20]
-    assert task.minority.tolist() == [True, False, True, False]
+        counts = torch.bincount(digits.train.labels[digits.train_rows(seed)])
+        assert counts.tolist() == [12, 120] * 5  # digits 0, 2, … are rare
+    assert torch.bincount(digits.test.labels[digits.test_rows]).tolist() == [5, 50] * 5
+    assert digits.minority.tolist() == [True, False] * 5
+    assert (digits.recipe.few, digits.recipe.many) == (12, 120), "what was done is in the tables"
 
 
-def test_seeds_choose_other_images_and_none_is_the_paper_list(task):
-    rare = [
-        set(task.train_rows(s)[task.train.labels[task.train_rows(s)] == 0].tolist()) for s in (None, 0, 1)
-    ]
-    assert rare[0] == {0, 4, 8, 12}  # the first four of class 0 in the list's order
+def test_seeds_choose_other_images_and_none_is_the_paper_list(digits):
+    labels = digits.train.labels
+    chosen = [digits.train_rows(seed) for seed in (None, 0, 1)]
+    rare = [set(rows[labels[rows] == 0].tolist()) for rows in chosen]
+    assert rare[0] == set((labels == 0).nonzero().flatten()[:12].tolist()), "the first twelve of the list"
     assert rare[1] != rare[2]
-    assert torch.equal(task.train_rows(3), task.train_rows(3))
+    assert torch.equal(digits.train_rows(3), digits.train_rows(3))
 
 
-def test_prior_is_the_share_of_kept_images(task):
-    assert task.prior(0).tolist() == pytest.approx([4 / 88, 40 / 88, 4 / 88, 40 / 88])
+def test_the_recipe_may_ask_for_other_counts(digits):
+    other = task(replace(DIGITS, few=5, many=50), limit=300)
+    assert torch.bincount(other.train.labels[other.train_rows(0)]).tolist() == [5, 50] * 5
+    assert other.prior(0).tolist() == pytest.approx([5 / 275, 50 / 275] * 5)
+    assert len(other.test) == 300
+    assert task(replace(DIGITS, many=50)).recipe.few == 12
+
+
+def test_the_overview_says_what_there_is(digits):
+    row = imbalance.overview(digits, 0).iloc[0]
+    assert (row.classes, row.train_images, row.rare, row.common) == (10, 660, 12, 120)
+    assert (row.test_training_shares, row.test_all) == (275, 539)
+    assert row.largest_class == pytest.approx(100 * 120 / 660)
+    assert row.log_k_minus_entropy == pytest.approx(math.log(10) - float(entropy(digits.prior(0))))
+
+
+# --- decisions and scores
 
 
 def test_decisions_are_the_four_written_out_rules():
@@ -60,77 +86,163 @@ def test_decisions_are_the_four_written_out_rules():
     g, f = torch.randn(2, 500, 5, generator=generator)
     prior = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
     made = decisions(g, f, prior)
-    assert list(made) == list(imbalance.METHODS)
+    assert list(made) == ["softmax", "post_hoc", "pc", "pc_log_prior"]
     expected = [g.argmax(1), (g - prior.log()).argmax(1), f.argmax(1), (f + prior.log()).argmax(1)]
-    for (name, predicted), want in zip(made.items(), expected, strict=True):
-        assert torch.equal(predicted, want), name
+    for (method, predicted), want in zip(made.items(), expected, strict=True):
+        assert torch.equal(predicted, want), method
 
 
-def test_scores_of_predicting_the_common_classes_only(task):
-    labels = task.test.labels
-    predicted = torch.where(task.minority[labels], (labels + 1) % 4, labels)  # rare images always wrong
-    scores = imbalance_scores(predicted, task)
-    assert scores["minority_recall"] == 0
-    assert scores["majority_recall"] == 100
-    assert scores["per_class_accuracy"] == scores["per_class_accuracy_all"] == 50
-    assert scores["accuracy"] == pytest.approx(100 * 40 / 44)
+def test_scores_of_predicting_the_common_classes_only(digits):
+    labels = digits.test.labels
+    predicted = torch.where(digits.minority[labels], (labels + 1) % 10, labels)  # rare images always wrong
+    found = {(row["test"], row["metric"]): row for row in scores(digits, predicted)}
+    assert found["all", "rare_recall"]["value"] == 0
+    assert found["all", "common_recall"]["value"] == 100
+    assert found["all", "per_class_accuracy"]["value"] == 50
+    assert found["training_shares", "per_class_accuracy"]["value"] == 50
+    assert found["training_shares", "accuracy"]["value"] == pytest.approx(100 * 250 / 275)
+    assert found["training_shares", "accuracy"]["n"] == 275
+    rare = int(digits.minority[labels].sum())
+    assert [found["all", f"{side}_recall"]["n"] for side in ("rare", "common")] == [rare, 539 - rare]
 
 
-def test_sweep_ends_at_the_two_decisions(task):
-    generator = torch.Generator().manual_seed(1)
-    f = torch.randn(len(task.test), 4, generator=generator)
-    sweep = prior_sweep({0: f}, task, taus=(0.0, 1.0))
-    for place, predicted in enumerate((f.argmax(1), (f + task.prior(0).log()).argmax(1))):
-        scores = imbalance_scores(predicted, task)
-        assert sweep["accuracy"][0, place] == pytest.approx(scores["accuracy"])
-        assert sweep["per_class_accuracy_all"][0, place] == pytest.approx(scores["per_class_accuracy_all"])
+def test_standard_errors_are_the_spread_over_fresh_test_images():
+    rng = np.random.default_rng(0)
+    counts, right = np.array([5, 30, 200]), np.array([0.3, 0.6, 0.9])
+    labels, classes = torch.from_numpy(np.repeat(np.arange(3), counts)), torch.ones(3, dtype=torch.bool)
+    recall, share, promised = [], [], []
+    for _ in range(2_000):
+        hit = torch.from_numpy(rng.random(len(labels))) < torch.from_numpy(right)[labels]
+        predicted = torch.where(hit, labels, (labels + 1) % 3)
+        row = imbalance.mean_recall(predicted, labels, classes)
+        recall.append(row["value"])
+        share.append(imbalance.share_right(predicted, labels)["value"])
+        promised.append(row["stderr"] ** 2)
+    # √(r(1 − r)/n) of a class with five images is low by √(4/5): its recall is estimated from them too.
+    variances = right * (1 - right) / counts
+    assert np.std(recall) == pytest.approx(100 * variances.sum() ** 0.5 / 3, rel=0.05)
+    assert np.mean(promised) == pytest.approx(1e4 / 9 * (variances * (counts - 1) / counts).sum(), rel=0.03)
+    p = (right * counts).sum() / counts.sum()
+    assert np.std(share) <= 100 * (p * (1 - p) / counts.sum()) ** 0.5 * 1.05  # strata only make it smaller
+    assert imbalance.mean_recall(labels[5:], labels[5:], classes)["value"] == 100, "a class without images"
+
+
+# --- the frame
+
+
+def test_the_frame_holds_the_scores_and_readings_of_every_seed(digits):
+    logits, seeds = made_up(digits), (0, 1)
+    frame = measure(digits, seeds, logits)
+    identity = ["method", "start", "test", "metric", "seed"]
+    assert not frame.duplicated(identity).any()
+    assert len(frame) == 1 + len(seeds) * (5 * 5 + 3)
+    assert (frame["dataset"] == "digits").all()
+    assert (frame["few"] == 12).all()
+    labels, rows, prior = digits.test.labels, digits.test_rows, digits.prior(1)
+    predicted = (logits["softmax", 1] - prior.log()).argmax(1)
+    place = {"method": "post_hoc", "start": None, "seed": 1}
+    row = one(frame, **place, test="training_shares", metric="accuracy")
+    share = accuracy(predicted[rows], labels[rows])
+    assert (row["value"], row["n"], row["unit"]) == (100 * share, len(rows), "%")
+    assert row["stderr"] == pytest.approx(100 * (share * (1 - share) / len(rows)) ** 0.5)
+    row = one(frame, **place, test="all", metric="per_class_accuracy")
+    assert row["value"] == 100 * per_class_accuracy(predicted, labels, 10)
+    row = one(frame, **place, test="all", metric="rare_recall")
+    assert row["value"] == 100 * float(recalls(predicted, labels, 10)[::2].mean())
+    started = (logits[imbalance.FROM_LOG_PRIOR, 1] - prior.log()).argmax(1)
+    row = one(frame, **place | {"start": "log_prior"}, test="all", metric="per_class_accuracy")
+    assert row["value"] == 100 * per_class_accuracy(started, labels, 10)
+    assert frame["stderr"].notna().all()
+    assert frame[["low", "high", "interval"]][frame["seed"].notna()].isna().all(axis=None)
+    classes = one(frame, metric="classes")
+    assert (classes["value"], classes["interval"], classes["method"]) == (10, "exact", "exact")
+
+
+def test_log_k_minus_ce_is_too_high_by_log_k_minus_the_entropy(digits):
+    frame = measure(digits, [0], made_up(digits))
+    found = {
+        method: one(frame, method=method, metric="mutual_information", seed=0)
+        for method in ("softmax", "pc", "log_k_minus_ce")
+    }
+    gap = found["log_k_minus_ce"]["value"] - found["softmax"]["value"]
+    assert gap == pytest.approx(math.log(10) - float(entropy(digits.prior(0))), abs=1e-6)
+    assert {(row["test"], row["unit"], row["n"]) for row in found.values()} == {
+        ("training_shares", "nats", 275)
+    }
+    assert all(row["stderr"] > 0 for row in found.values())
+
+
+def test_drawn_birds_have_their_bayes_values(tmp_path):
+    birds = task(recipe("minibirds", tmp_path, train_limit=600), tmp_path, limit=600)
+    logits = {key: value for key, value in made_up(birds).items() if key[0] != imbalance.FROM_LOG_PRIOR}
+    frame = measure(birds, [0, 1], logits)
+    prior = birds.prior(0)
+    exact = frame[frame["seed"].isna()]
+    row = one(exact, method="exact", metric="mutual_information")
+    assert row["value"] == row["low"] == row["high"] == minibirds.mutual_information(prior)
+    row = one(exact, method="bayes_ml", metric="per_class_accuracy")
+    assert row["value"] == 100 * minibirds.bayes_accuracy(prior, rule="ml", average="macro")
+    assert one(exact, method="bayes_map", metric="accuracy")["value"] >= row["value"]
+    assert (exact["stderr"] == 0).all()
+    assert (exact["interval"] == "exact").all()
+
+
+def test_equal_seeds_are_not_two_runs(digits):
+    for call in (measure, imbalance.logits_of, lambda task, seeds: prior_sweep(task, seeds, made_up(task))):
+        with pytest.raises(ValueError, match="seeds must be distinct"):
+            call(digits, [0, 0])
+
+
+def test_the_sweep_ends_at_the_two_decisions(digits):
+    logits = made_up(digits)
+    sweep = prior_sweep(digits, [0, 1], logits, taus=(0.0, 1.0))
+    frame = measure(digits, [0, 1], logits)
+    for tau, method in ((0.0, "pc"), (1.0, "pc_log_prior")):
+        for seed in (0, 1):
+            for place in (
+                {"test": "training_shares", "metric": "accuracy"},
+                {"test": "all", "metric": "rare_recall"},
+            ):
+                found = one(sweep, tau=tau, seed=seed, **place)
+                assert found["value"] == one(frame, method=method, start=None, seed=seed, **place)["value"]
+    assert sorted(prior_sweep(digits, [0], logits)["tau"].unique()) == pytest.approx(
+        np.linspace(-0.5, 1.5, 21)
+    )
 
 
 def test_implied_recalls_invert_the_two_accuracies():
-    rare, common = implied_recalls(accuracy=89.73, per_class=87.69, rare=500, common=1496)
+    rare, common = imbalance.implied_recalls(accuracy=89.73, per_class=87.69, rare=500, common=1496)
     assert (rare + common) / 2 == pytest.approx(87.69)
     assert (500 * rare + 1496 * common) / 1996 == pytest.approx(89.73)
     with pytest.raises(ValueError, match="one number"):
-        implied_recalls(90, 90, 10, 10)
+        imbalance.implied_recalls(90, 90, 10, 10)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "pc"])
-def test_trained_logits_beat_chance_and_come_back_from_the_cache(task, kind, tmp_path):
-    how = protocols.Protocol(
-        "small_resnet", None, None, 16, protocols.Geometry(), frozen=False, passes=1_000, batch_size=32
-    )
-    first = imbalance.imbalanced_logits(task, how, kind, 0, cache_dir=tmp_path)
-    assert first.shape == (80, 4)
-    assert (first.argmax(1) == task.test.labels)[~task.minority[task.test.labels]].double().mean() > 0.5
-    networks = list(tmp_path.glob("network-*.pt"))
-    assert len(networks) == 1
-    assert not list(tmp_path.glob("checkpoint-*"))
-    stamp = networks[0].stat().st_mtime_ns
-    again = imbalance.imbalanced_logits(task, how, kind, 0, cache_dir=tmp_path)
-    assert torch.equal(first, again)
-    assert networks[0].stat().st_mtime_ns == stamp
+# --- training
 
 
-def test_frozen_protocol_fits_a_convergent_head_that_both_losses_share(task, tmp_path):
+def test_trained_logits_beat_chance_and_come_back_from_the_store(tmp_path):
+    small = task(DIGITS, tmp_path)
+    first = imbalance.logits_of(small, [0])
+    assert set(first) == {("softmax", 0), ("pc", 0), (imbalance.FROM_LOG_PRIOR, 0)}
+    entries = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/network-*/entry.json")}
+    assert len(entries) == 3
+    common = ~small.minority[small.test.labels]
+    for logits in first.values():
+        assert logits.shape == (539, 10)
+        assert (logits.argmax(1) == small.test.labels)[common].double().mean() > 0.5
+    again = imbalance.logits_of(small, [0])
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert entries == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/network-*/entry.json")}
+
+
+def test_a_frozen_recipe_fits_a_convergent_head_that_both_losses_share(tmp_path):
     """With a free bias and a converged head, PC logits + log π are the softmax logits but for a constant."""
-    how = protocols.Protocol(
-        "small_resnet", None, None, 16, protocols.Geometry(), frozen=True, passes=1_000, head_decay=1e-2
-    )
-    made = {k: imbalance.imbalanced_logits(task, how, k, 0, cache_dir=tmp_path) for k in ("softmax", "pc")}
-    prior = task.prior(0)
-    softmax, corrected = made["softmax"].log_softmax(1), (made["pc"] + prior.log()).log_softmax(1)
+    frozen = task(replace(DIGITS, frozen=True, head_decay=1e-2), tmp_path)
+    made = imbalance.logits_of(frozen, [0])
+    assert set(made) == {("softmax", 0), ("pc", 0)}
+    softmax = made["softmax", 0].log_softmax(1)
+    corrected = (made["pc", 0] + frozen.prior(0).log()).log_softmax(1)
     assert (softmax - corrected).abs().max() < 1e-3
-    assert list(tmp_path.glob("features-*.pt"))
-    assert not list(tmp_path.glob("network-*"))
-
-
-def test_digits_are_always_there_and_imbalanced_ten_to_one():
-    task = imbalance.imbalanced_task("digits", few=5, many=50)
-    counts = torch.bincount(task.train.labels[task.train_rows(0)])
-    assert counts.tolist() == [5, 50] * 5
-
-
-@pytest.mark.parametrize("options", [{"few": 0}, {"many": 0}, {"few": -1}])
-def test_a_class_without_images_is_refused_and_not_replaced_by_the_default(options):
-    with pytest.raises(ValueError, match="few and many must be positive"):
-        imbalance.imbalanced_task("digits", **options)
+    assert list(tmp_path.glob("cache/features-*"))
+    assert not list(tmp_path.glob("cache/network-*"))

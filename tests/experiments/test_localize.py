@@ -1,48 +1,39 @@
-"""Gauge: what a common vector changes and what it cannot, and the sets of the localization experiment."""
+"""The localization experiment: evidence against a plain computation by image, its rows against counts."""
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from infocam_utils.cam import class_activation_maps, info_cam
+from infocam_utils.cam import common_share, info_cam
 from infocam_utils.classifiers.adapt import Classifier
+from infocam_utils.data import minibirds
 from infocam_utils.data.images import Geometry, ImageSet, prepare
-from infocam_utils.experiments import localize as gauge
-from infocam_utils.experiments.localize import (
-    Evidence,
-    Variant,
-    collect,
-    example_evidence,
-    hits,
-    interval,
-    load,
-    official_rows,
-    quantise,
-    table,
-    threshold_transfer,
-)
+from infocam_utils.data.sets import Official
+from infocam_utils.data.store import Store
+from infocam_utils.experiments import localize
+from infocam_utils.experiments.localize import Evidence, Variant, bootstrap, collect, load, quantise
+from infocam_utils.experiments.recipe import recipe
 from infocam_utils.information import pointwise_mutual_information
-from infocam_utils.localization import boxes_from_maps, iou_with_truth
+from infocam_utils.localization import boxes_from_maps, iou_with_truth, max_box_acc_v2
 from infocam_utils.official import official_iou, official_running_average, official_threshold
 
 CLASSES, SIDE = 4, 24
 THRESHOLDS = [0.1, 0.3, 0.5, 0.7]
 GEOMETRY = Geometry(resize=20, crop=16)
 PRIOR = torch.full((CLASSES,), 1 / CLASSES)
-VARIANTS = (
-    Variant("CAM", "a"),
-    Variant("others", "a", "others"),
-    Variant("least", "b", "least_likely", region=2, padding="full"),
-    Variant("norm", "b", kind="feature_norm"),
-    Variant("whole", "a", kind="centre"),
-    Variant("centre", "b", kind="centre", fraction=0.5),
-    Variant("bicubic", "a", mode="bicubic"),
-)
+CAM, OTHERS = Variant("cam", "a"), Variant("infocam", "a", "others")
+LEAST = Variant("infocam", "b", "least_likely", region=2, padding="full")
+NORM, WHOLE, HALF = Variant("feature_norm"), Variant("whole_image"), Variant("centre_box", fraction=0.5)
+BICUBIC = Variant("cam", "a", mode="bicubic")
+VARIANTS = (CAM, OTHERS, LEAST, NORM, WHOLE, HALF, BICUBIC)
 
 
 class Counted(nn.Module):
@@ -65,7 +56,7 @@ def make_images(n: int = 11, seed: int = 0) -> ImageSet:
     boxes = torch.from_numpy(np.concatenate([corner, corner + rng.integers(6, 14, (n, 2))], 1)).float()
     names = [str(c) for c in range(CLASSES)]
     labels = torch.from_numpy(rng.integers(0, CLASSES, n))
-    return ImageSet(pixels, labels, boxes, CLASSES, names, torch.arange(n) * 3 + 1, f"made{seed}")
+    return ImageSet(pixels, labels, boxes, CLASSES, names, torch.arange(n) * 3 + 1, f"made {n} {seed}")
 
 
 def make_model() -> tuple[Classifier, dict[str, nn.Linear]]:
@@ -74,27 +65,32 @@ def make_model() -> tuple[Classifier, dict[str, nn.Linear]]:
     return Classifier(Counted(), heads["a"]), heads
 
 
-def run(images: ImageSet, batch_size: int = 4, **options: object) -> Evidence:
+def run(folder: Path, images: ImageSet, **options: Any) -> Evidence:
     model, heads = make_model()
-    given = {"geometry": GEOMETRY, "variants": VARIANTS, "thresholds": THRESHOLDS, "prior": PRIOR, **options}
-    return collect(model, heads, images, batch_size=batch_size, accelerator="cpu", **given)  # type: ignore[arg-type]
+    given = {
+        "geometry": GEOMETRY,
+        "variants": VARIANTS,
+        "thresholds": THRESHOLDS,
+        "prior": PRIOR,
+        "batch_size": 4,
+    }
+    return collect(model, heads, images, accelerator="cpu", store=Store(folder), **given | options)
 
 
 @pytest.fixture(scope="module")
-def rows() -> Evidence:
-    return run(make_images())
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    return run(tmp_path_factory.mktemp("store"), make_images())
 
 
-def test_rows_equal_a_plain_computation(rows: Evidence) -> None:
+def test_evidence_equals_a_plain_computation(rows: Evidence) -> None:
     images = make_images()
     model, heads = make_model()
     assert images.boxes is not None
     truth = GEOMETRY.boxes(images.boxes, SIDE)
     np.testing.assert_array_equal(rows.ids, images.ids.numpy())
     for n in range(len(images)):
-        x = prepare(images.pixels([n]), GEOMETRY)
         with torch.no_grad():
-            features = model.eval().forward_features(x)
+            features = model.eval().forward_features(prepare(images.pixels([n]), GEOMETRY))
             logits = {name: head(features.mean((2, 3))) for name, head in heads.items()}
         label = images.labels[n : n + 1]
         for h, g in enumerate(logits.values()):
@@ -102,67 +98,113 @@ def test_rows_equal_a_plain_computation(rows: Evidence) -> None:
             pmi = pointwise_mutual_information(g, PRIOR, "softmax")[0, label]
             assert rows.pmi[h, n] == pytest.approx(float(pmi), abs=1e-5)
         maps = {
-            "CAM": info_cam(features, heads["a"].weight, label, None),
-            "others": info_cam(features, heads["a"].weight, label, "others"),
-            "least": info_cam(features, heads["b"].weight, label, "least_likely", logits["b"], 2, "full"),
-            "norm": features.norm(dim=1),
+            CAM: info_cam(features, heads["a"].weight, label, None),
+            OTHERS: info_cam(features, heads["a"].weight, label, "others"),
+            LEAST: info_cam(features, heads["b"].weight, label, "least_likely", logits["b"], 2, "full"),
+            NORM: features.norm(dim=1),
         }
-        for name, m in maps.items():
+        for variant, m in maps.items():
             boxes = boxes_from_maps(m.detach(), 16, THRESHOLDS)
             iou = iou_with_truth(boxes, truth[n : n + 1])[0].numpy()
-            np.testing.assert_allclose(rows.iou(name)[n], iou, atol=1 / 60_000)
-        kept = boxes_from_maps(maps["CAM"].detach(), 16, [official_threshold(0.2)])[0, 0]
-        assert rows.boxes[0, n, 0].tolist() == kept.tolist()
-        for name, box in (("whole", [0, 0, 16, 16]), ("centre", [4, 4, 12, 12])):
+            np.testing.assert_allclose(rows.iou(variant)[n], iou, atol=1 / 60_000)
+        kept = boxes_from_maps(maps[CAM].detach(), 16, [official_threshold(0.2)])[0, 0]
+        assert rows.official_boxes[0, n].tolist() == kept.tolist()
+        for variant, box in ((WHOLE, [0, 0, 16, 16]), (HALF, [4, 4, 12, 12])):
             iou = iou_with_truth(torch.tensor([[box]]), truth[n : n + 1])
-            np.testing.assert_allclose(rows.iou(name)[n], float(iou), atol=1 / 60_000)
+            np.testing.assert_allclose(rows.iou(variant)[n], float(iou), atol=1 / 60_000)
 
 
-def test_one_pass_whatever_the_batch_and_the_mode_is_restored(rows: Evidence) -> None:
+def test_one_pass_whatever_the_batch_and_none_the_second_time(rows: Evidence, tmp_path: Path) -> None:
     model, heads = make_model()
     model.train()
-    options = {"geometry": GEOMETRY, "variants": VARIANTS, "thresholds": THRESHOLDS, "prior": PRIOR}
-    again = collect(model, heads, make_images(), batch_size=100, accelerator="cpu", **options)  # type: ignore[arg-type]
-    assert model.features.seen == 11
-    assert model.training
-    np.testing.assert_array_equal(again.units, rows.units)
-    np.testing.assert_array_equal(again.predictions, rows.predictions)
-    np.testing.assert_allclose(again.pmi, rows.pmi, atol=1e-5)
+    options: dict[str, Any] = {"geometry": GEOMETRY, "variants": VARIANTS, "thresholds": THRESHOLDS}
+    for seen in (11, 11):
+        again = collect(
+            model,
+            heads,
+            make_images(),
+            prior=PRIOR,
+            batch_size=100,
+            accelerator="cpu",
+            store=Store(tmp_path),
+            **options,
+        )
+        assert model.features.seen == seen
+        assert model.training
+        np.testing.assert_array_equal(again.units, rows.units)
+        np.testing.assert_array_equal(again.predictions, rows.predictions)
+        np.testing.assert_allclose(again.pmi, rows.pmi, atol=1e-5)
+
+
+def test_the_store_tells_apart_all_that_changes_the_evidence(tmp_path: Path, monkeypatch: Any) -> None:
+    model, heads = make_model()
+    other_head = {"a": heads["a"], "b": nn.Linear(6, CLASSES)}
+    changes: list[tuple[dict[str, nn.Linear], ImageSet, dict[str, Any]]] = [
+        (heads, make_images(), {}),
+        (heads, make_images(12), {}),
+        (other_head, make_images(), {}),
+        (heads, make_images(), {"geometry": Geometry(crop=16)}),
+        (heads, make_images(), {"variants": VARIANTS[:3]}),
+        (heads, make_images(), {"thresholds": [0.1, 0.3, 0.5]}),
+        (heads, make_images(), {"prior": torch.tensor([0.7, 0.1, 0.1, 0.1])}),
+        (heads, make_images(), {"precision": "bf16-mixed"}),
+    ]
+    given = {"geometry": GEOMETRY, "variants": VARIANTS, "thresholds": THRESHOLDS, "prior": PRIOR}
+    for of_heads, images, options in changes:
+        collect(model, of_heads, images, accelerator="cpu", store=Store(tmp_path), **given | options)
+    with torch.no_grad():
+        model.features.layer.weight.add_(1.0)
+    collect(model, heads, make_images(), accelerator="cpu", store=Store(tmp_path), **given)
+    model.features.layer.stride = (3, 3)
+    collect(model, heads, make_images(), accelerator="cpu", store=Store(tmp_path), **given)
+    monkeypatch.setattr(localize, "code_digest", lambda module: f"other {module}")
+    collect(model, heads, make_images(), accelerator="cpu", store=Store(tmp_path), **given)
+    assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == len(changes) + 3
 
 
 def test_quantised_iou_keeps_the_criteria() -> None:
-    # every IoU of two boxes in small images is such a fraction
-    for b in range(1, 160):
+    for b in range(1, 160):  # every IoU of two boxes in small images is such a fraction
         a = np.arange(b + 1)
         units = quantise(a / b)
         assert np.all(np.abs(units / 60_000 - a / b) <= 1 / 60_000)
         for c in (Fraction(3, 10), Fraction(1, 2), Fraction(7, 10)):
             np.testing.assert_array_equal(units / 60_000 >= float(c), [Fraction(int(i), b) >= c for i in a])
+    just_below = made_evidence(np.array([[[0.499995], [0.5]]]), np.array([True, True]))
+    assert just_below.hits(just_below.variants[0])[:, 0].tolist() == [False, True]
 
 
 def test_file_brings_back_every_row(rows: Evidence, tmp_path: Path) -> None:
     back = load(rows.save(tmp_path / "sub" / "rows.npz"))
-    for name in ("variants", "heads", "sizes"):
-        assert getattr(back, name) == getattr(rows, name)
-    names = "ids labels predictions pmi truth thresholds units box_thresholds boxes stored_boxes"
-    for name in names.split():
-        np.testing.assert_array_equal(getattr(back, name), getattr(rows, name))
-        assert getattr(back, name).dtype == getattr(rows, name).dtype
+    assert (back.variants, back.heads, back.sizes) == (rows.variants, rows.heads, rows.sizes)
+    for name, array in rows.arrays().items():
+        np.testing.assert_array_equal(back.arrays()[name], array)
+        assert back.arrays()[name].dtype == array.dtype
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["rows.npz"]
 
 
 def test_damaged_files_are_refused(rows: Evidence, tmp_path: Path) -> None:
     path = rows.save(tmp_path / "rows.npz")
-    whole = path.read_bytes()
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
     for content in (b"", b"not a file", whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole evidence file"):
             load(path)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            np.testing.assert_array_equal(load(path).units, rows.units)  # a date or a comment was hit
+        except ValueError as error:
+            assert "not a whole evidence file" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 200
+    arrays = rows.arrays()
     np.savez(path, ids=np.arange(3))
     with pytest.raises(ValueError, match="not a whole evidence file"):
         load(path)
-    with np.load(rows.save(tmp_path / "other.npz")) as file:
-        arrays = dict(file)
     np.savez(path, **{**arrays, "labels": arrays["labels"][:-1]})
     with pytest.raises(ValueError, match=r"labels must have shape \(11,\), has \(10,\)"):
         load(path)
@@ -173,217 +215,256 @@ def test_damaged_files_are_refused(rows: Evidence, tmp_path: Path) -> None:
         load(tmp_path / "absent.npz")
 
 
-def made_evidence(iou: np.ndarray, correct: np.ndarray, ids: np.ndarray | None = None) -> Evidence:
-    """Evidence with given IoU (V, N, T); names v0, v1, …"""
+def made_evidence(iou: np.ndarray, correct: np.ndarray, variants: Any = None) -> Evidence:
+    """Evidence of one head with given IoU (V, N, T)."""
     v, n, t = iou.shape
-    box = np.tile(np.array([0, 0, 4, 4]), (n, 1))
+    box = np.tile(np.array([0, 0, 4, 4]), (n, 1)).astype(np.float32)
+    known = (Variant("infocam", "h", "least_likely"), Variant("cam", "h"), Variant("feature_norm"))
     return Evidence(
-        tuple(Variant(f"v{i}", "h") for i in range(v)), ("h",), np.arange(n) if ids is None else ids,
-        np.ones(n, dtype=np.int64), np.where(correct, 1, 0)[None], np.zeros((1, n), dtype=np.float32),
-        box.astype(np.float32), np.arange(t) / 10, quantise(iou), np.array([0.2]),
-        np.tile(box[None, :, None], (v, 1, 1, 1)).astype(np.int16), box.astype(np.float32), (4, 4, 4),
-    )  # fmt: skip
+        variants=variants or known[:v],
+        heads=("h",),
+        sizes=(4, 4, 4),
+        ids=np.arange(n),
+        labels=np.ones(n, dtype=np.int64),
+        predictions=np.where(correct, 1, 0)[None],
+        pmi=np.linspace(0, 1, n, dtype=np.float32)[None],
+        truth=box,
+        stored_truth=box,
+        thresholds=np.arange(t) / 10,
+        units=quantise(iou),
+        official_boxes=np.tile(box[None], (v, 1, 1)).astype(np.int16),
+    )
 
 
-def test_table_takes_the_threshold_from_held_out_images() -> None:
+def one(frame: pd.DataFrame, **columns: Any) -> pd.Series:
+    for name, value in columns.items():
+        frame = frame[frame[name].isna() if value is None else frame[name] == value]
+    assert len(frame) == 1, (columns, len(frame))
+    return frame.iloc[0]
+
+
+def test_rows_of_a_seed_are_counts_at_the_held_out_threshold() -> None:
     rng = np.random.default_rng(0)
-    iou, correct = rng.random((2, 50, 6)), rng.random(50) < 0.7
-    held = rng.random((2, 30, 6))
-    frame = table(made_evidence(iou, correct), made_evidence(held, np.ones(30, dtype=bool)))
-    for i in range(2):
-        counts = (held[i] >= 0.5).sum(0)
-        row = frame.loc[f"v{i}"]
-        chosen = round(float(row["threshold"]) * 10)
-        assert counts[chosen] == counts.max()
+    iou, correct, held = rng.random((2, 50, 6)), rng.random(50) < 0.7, rng.random((2, 30, 6))
+    scored = made_evidence(iou, correct)
+    frame = localize.rows([scored], [made_evidence(held, np.ones(30, bool))], [7], {"dataset": "made"})
+    assert set(frame["dataset"]) == {"made"}
+    for i, variant in enumerate(scored.variants):
+        of_seed = frame[(frame["method"] == variant.method) & (frame["seed"] == 7)]
+        value = of_seed.set_index("metric")["value"]
+        counts, at = (held[i] >= 0.5).sum(0), round(float(value["threshold"]) * 10)
+        assert counts[at] == counts.max()
         hit = iou[i] >= 0.5
-        assert row["gt_known"] == pytest.approx(100 * hit[:, chosen].mean())
-        assert row["top1_loc"] == pytest.approx(100 * (hit[:, chosen] & correct).mean())
-        assert row["oracle_gt_known"] == pytest.approx(100 * hit.mean(0).max())
-        assert row["oracle_top1_loc"] == pytest.approx(100 * (hit & correct[:, None]).mean(0).max())
-        assert row["accuracy"] == pytest.approx(100 * correct.mean())
-        v2 = np.mean([(iou[i] >= c).mean(0).max() for c in (0.3, 0.5, 0.7)])
-        assert row["max_box_acc_v2"] == pytest.approx(100 * v2)
-        assert row["gt_known"] <= row["oracle_gt_known"]
+        assert value["gt_known"] == pytest.approx(100 * hit[:, at].mean())
+        assert value["top1_loc"] == pytest.approx(100 * (hit[:, at] & correct).mean())
+        assert value["oracle_gt_known"] == pytest.approx(100 * hit.mean(0).max())
+        assert value["oracle_top1_loc"] == pytest.approx(100 * (hit & correct[:, None]).mean(0).max())
+        assert value["max_box_acc_v2"] == pytest.approx(100 * max_box_acc_v2(torch.from_numpy(iou[i])))
+        p = value["gt_known"] / 100
+        stderr = of_seed.set_index("metric").loc["gt_known", "stderr"]
+        assert stderr == pytest.approx(100 * math.sqrt(p * (1 - p) / 50))
+    assert one(frame, metric="accuracy", head="h")["value"] == pytest.approx(100 * correct.mean())
+    assert one(frame, metric="mutual_information", head="h")["value"] == pytest.approx(0.5)
 
 
-def test_paired_interval_is_narrower_than_an_unpaired_one() -> None:
+def test_held_out_images_choose_the_size_of_the_centre_box() -> None:
+    sizes = (Variant("centre_box", fraction=0.4), Variant("centre_box", fraction=0.8))
+    small_better, large_better = np.full((2, 20, 2), 0.9), np.full((2, 20, 2), 0.9)
+    small_better[1], large_better[0] = 0.1, 0.1
+    right = np.ones(20, bool)
+    scored = made_evidence(small_better, right, sizes)
+    for held, expected in ((small_better, 100.0), (large_better, 0.0)):
+        frame = localize.rows([scored], [made_evidence(held, right, sizes)], [0], {})
+        assert one(frame, method="centre_box", metric="gt_known", seed=0)["value"] == expected
+
+
+def test_differences_are_paired_and_narrower_than_two_intervals() -> None:
     rng = np.random.default_rng(1)
-    first = np.repeat(rng.random((1, 400, 1)), 2, 2)
-    second = np.clip(first + 0.02, 0, 1)  # a little better on the very same images
-    rows = made_evidence(np.concatenate([second, first]), np.ones(400, dtype=bool))
-    single = interval("a", [rows], [rows], "v0")
-    lead = interval("b", [rows], [rows], "v0", "v1")
-    expected = 100 * ((second >= 0.5).mean() - (first >= 0.5).mean())
-    assert lead.value == pytest.approx(expected)
-    assert lead.high - lead.low < (single.high - single.low) / 2
-    # normal approximation of a share: 1.96 standard errors on both sides
-    p = single.value / 100
-    assert single.high - single.low == pytest.approx(2 * 196 * (p * (1 - p) / 400) ** 0.5, rel=0.15)
-    twice = interval("c", [rows, rows], [rows, rows], "v0", "v1", seeds=[0, 1])
-    assert twice.values == pytest.approx((lead.value, lead.value))
+    cam = np.repeat(rng.random((1, 400, 1)), 2, 2)
+    least = np.clip(cam + 0.02, 0, 1)  # a little better on the very same images
+    scored = made_evidence(np.concatenate([least, cam]), np.ones(400, bool))
+    frame = localize.rows([scored, scored], [scored, scored], [0, 1], {})
+    pooled = frame[frame["seed"].isna()]
+    single = one(pooled, method="infocam", metric="gt_known", than_method=None)
+    lead = one(pooled, method="infocam", metric="gt_known", than_method="cam")
+    assert lead["value"] == pytest.approx(100 * ((least >= 0.5).mean() - (cam >= 0.5).mean()))
+    assert (lead["unit"], single["unit"]) == ("points", "%")
+    assert lead["high"] - lead["low"] < (single["high"] - single["low"]) / 2
+    p = single["value"] / 100  # normal approximation of a share
+    assert single["high"] - single["low"] == pytest.approx(2 * 196 * (p * (1 - p) / 400) ** 0.5, rel=0.15)
+    with pytest.raises(ValueError, match="must share images"):
+        localize.rows([scored, replace(scored, ids=scored.ids[::-1])], [scored, scored], [0, 1], {})
 
 
-def test_threshold_transfer_ends_at_the_table() -> None:
+def test_every_difference_is_like_for_like_and_baselines_are_treated_as_methods_are() -> None:
+    made = localize.variants(["decayed", "free"], region=4, paddings=["same", "full"])
+    assert len(set(made)) == len(made) == 2 * 4 * 3 + 3 + 1 + len(localize.FRACTIONS)
+    methods = dict.fromkeys(replace(v, head="h", fraction=1.0) for v in made if v.head != "free")
+    pairs = localize.comparisons(list(methods))
+    for first, second in pairs:
+        assert first.head == second.head == "h"
+        if second.method != "centre_box" and (first.method, first.against) != (second.method, second.against):
+            assert (first.region, first.padding) == (second.region, second.padding)
+    region_alone = {
+        (a.method, a.against, a.padding) for a, b in pairs if (a.method, a.against) == (b.method, b.against)
+    }
+    assert len(region_alone) == 5 * 2  # CAM, three infoCAMs and the feature norm, by both paddings
+    against_norm = [
+        (a.region, a.padding) for a, b in pairs if b.method == "feature_norm" and a.method == "infocam"
+    ]
+    assert sorted(against_norm) == [(1, "same"), (4, "full"), (4, "same")]
+    assert sum(b.method == "centre_box" for _, b in pairs) == 3 * 3
+
+
+def test_bootstrap_agrees_with_the_normal_interval_and_repeats() -> None:
+    hits = 100.0 * (np.random.default_rng(0).random((1, 1, 4000)) < 0.3)
+    means, low, high = bootstrap(hits)
+    assert means[0] == pytest.approx(hits.mean())
+    assert (high - low)[0] / 2 == pytest.approx(1.96 * hits.std() / math.sqrt(4000), rel=0.06)
+    both = bootstrap(np.concatenate([hits, np.full((1, 1, 4000), 0.1)]))
+    assert [ends[0] for ends in both] == [means[0], low[0], high[0]]  # whatever else is asked
+    assert both[2][1] == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"not empty, was \(1, 0\)"):
+        bootstrap(np.empty((1, 0)))
+
+
+def test_bootstrap_shares_images_between_seeds_and_draws_seeds() -> None:
+    images, offsets = np.random.default_rng(1).random((1, 1, 500)), np.array([-1, -0.5, 0, 0.5, 1])
+    width = [
+        float((high - low)[0])
+        for _, low, high in map(bootstrap, (images, images.repeat(5, 1), images + offsets[:, None]))
+    ]
+    assert width[1] == pytest.approx(width[0], rel=0.1)  # nested, it would be narrower by the root of 5
+    # Five equally weighted draws out of the offsets have variance 0.5 / 5.
+    assert width[2] / 2 == pytest.approx(1.96 * math.sqrt(0.1), rel=0.1)
+
+
+def test_threshold_transfer_ends_at_the_score() -> None:
     rng = np.random.default_rng(2)
-    rows = made_evidence(rng.random((1, 80, 8)), np.ones(80, dtype=bool))
-    held = made_evidence(rng.random((1, 60, 8)), np.ones(60, dtype=bool))
-    curve = threshold_transfer(rows, held, "v0", sizes=[5, 60], draws=20)
-    assert curve["gt_known"].iloc[-1] == pytest.approx(table(rows, held)["gt_known"].iloc[0])
-    assert curve["low"].iloc[-1] == pytest.approx(curve["high"].iloc[-1])
-    assert (curve["gt_known"] <= curve["oracle"] + 1e-9).all()
+    scored, held = (made_evidence(rng.random((1, n, 8)), np.ones(n, bool)) for n in (80, 60))
+    (method,) = scored.variants
+    curve = localize.threshold_transfer(scored, held, method, {}, sizes=[5, 60, 500], draws=20)
+    last = one(curve, images=60)
+    assert last["low"] == pytest.approx(last["high"])
+    assert last["value"] == pytest.approx(100 * localize.localized(scored, held, method).mean())
+    assert one(curve, metric="oracle_gt_known")["value"] == pytest.approx(curve["value"].max())
+    with pytest.raises(ValueError, match=r"1\.\.60"):
+        localize.threshold_transfer(scored, held, method, {}, sizes=[61])
 
 
 def test_official_rows_change_one_thing_at_a_time() -> None:
     rng = np.random.default_rng(3)
-    n, stored, resized, side = 200, 64, 64, 64
+    n = 200
     corner = rng.integers(0, 30, (n, 2))
     truth = np.concatenate([corner, corner + rng.integers(5, 30, (n, 2))], 1).astype(np.float32)
     found = truth + rng.integers(-2, 3, (n, 4))
     found[:20] = 0  # maps without a box
-    base = made_evidence(np.zeros((1, n, 1)), np.ones(n, dtype=bool))
-    rows = replace(base, truth=truth, stored_boxes=truth, boxes=found[None, :, None].astype(np.int16),
-                   sizes=(stored, resized, side))  # fmt: skip
-    frame = official_rows(rows, "v0", batch_size=32, tiny=True)["gt_known"]
+    base = made_evidence(np.zeros((1, n, 1)), np.ones(n, bool))
+    boxes_of = {"truth": truth, "stored_truth": truth, "official_boxes": found[None].astype(np.int16)}
+    scored = replace(base, **boxes_of, sizes=(64, 64, 64))
+    quirks = Official(batch_size=32, boxes_as_xywh=True)
+    frame = localize.official_rows(scored, base.variants[0], quirks, {}, seed=0).set_index("official")[
+        "value"
+    ]
     boxes, true = torch.from_numpy(found).double(), torch.from_numpy(truth).double()
     right = iou_with_truth(boxes[:, None], true)[:, 0] >= 0.5
-    assert frame["correct"] == pytest.approx(100 * float(right.double().mean()))
-    assert frame["average of running averages"] == pytest.approx(100 * official_running_average(right, 32))
-    # listed corners are inclusive: x1 − 1 is read as a width
-    misread = torch.cat([true[:, :2], true[:, :2] + true[:, 2:] - 1], 1)
+    assert frame["none"] == pytest.approx(100 * float(right.double().mean()))
+    assert frame["running_average"] == pytest.approx(100 * official_running_average(right, 32))
+    misread = torch.cat([true[:, :2], true[:, :2] + true[:, 2:] - 1], 1)  # listed corners are inclusive
     wrong = iou_with_truth(boxes[:, None], misread)[:, 0] >= 0.5
-    assert frame["boxes read as x y w h"] == pytest.approx(100 * float(wrong.double().mean()))
-    shifted = true * 63 / 64 + 1
-    moved = iou_with_truth(boxes[:, None], shifted)[:, 0] >= 0.5
-    assert frame["resize − 1, floored shift, no clip"] == pytest.approx(100 * float(moved.double().mean()))
+    assert frame["boxes_as_xywh"] == pytest.approx(100 * float(wrong.double().mean()))
+    moved = iou_with_truth(boxes[:, None], true * 63 / 64 + 1)[:, 0] >= 0.5
+    assert frame["resize_minus_one"] == pytest.approx(100 * float(moved.double().mean()))
     boxes[:20] = torch.tensor([0.0, 0.0, 1.0, 1.0])
     free = official_iou(boxes, true) >= 0.5
     assert bool(free[:20].any())  # boxes of empty maps become hits
-    assert frame["unclamped IoU, sides + 1"] == pytest.approx(100 * float(free.double().mean()))
+    assert frame["unclamped_iou"] == pytest.approx(100 * float(free.double().mean()))
     both = official_iou(boxes, misread * 63 / 64 + 1) >= 0.5
-    assert frame["all together"] == pytest.approx(100 * official_running_average(both, 32))
+    assert frame["all"] == pytest.approx(100 * official_running_average(both, 32))
 
 
-def test_subset_keeps_rows_together(rows: Evidence) -> None:
-    part = rows.subset([4, 0, 7])
-    assert part.ids.tolist() == rows.ids[[4, 0, 7]].tolist()
-    np.testing.assert_array_equal(part.iou("least"), rows.iou("least")[[4, 0, 7]])
-    np.testing.assert_array_equal(part.correct("norm"), rows.correct("norm")[[4, 0, 7]])
-
-
-def test_bad_input(rows: Evidence) -> None:
-    images = make_images(3)
-    with pytest.raises(ValueError, match="no boxes"):
-        run(replace(images, boxes=None))
-    with pytest.raises(ValueError, match="no images"):
-        run(images.subset([]))
-    with pytest.raises(ValueError, match=r"uses head 'c'; the heads are a, b"):
-        run(images, variants=[Variant("x", "c")])
-    with pytest.raises(ValueError, match="names of their own"):
-        run(images, variants=[Variant("x", "a"), Variant("x", "b")])
-    with pytest.raises(ValueError, match="names of their own"):
-        run(images, variants=[])
-    with pytest.raises(ValueError, match="increasing"):
-        run(images, thresholds=[0.5, 0.1])
-    with pytest.raises(ValueError, match="no variant 'least likely'; there are CAM, others"):
-        rows.iou("least likely")
-    with pytest.raises(ValueError, match="metric must be one of gt_known, top1_loc"):
-        hits(rows, rows, "CAM", metric="top1")
-    with pytest.raises(ValueError, match="different thresholds"):
-        table(rows, example_evidence())
-    with pytest.raises(ValueError, match="need images, have 11, 0"):
-        table(rows, rows.subset(np.arange(0)))
-    with pytest.raises(ValueError, match="one held-out evidence each, got 0 and 0"):
-        interval("x", [], [], "CAM")
-    with pytest.raises(ValueError, match="seeds must share images"):
-        interval("x", [rows, replace(rows, ids=rows.ids[::-1])], [rows, rows], "CAM")
-    with pytest.raises(ValueError, match=r"1\.\.11.*got 12"):
-        threshold_transfer(rows, rows, "CAM", sizes=[12])
-
-
-@pytest.fixture
-def head() -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(8, 5)
-
-
-def test_a_common_vector_moves_cam_and_neither_softmax_nor_infocam(head):
-    features = torch.rand(3, 8, 4, 4)
-    pooled, labels = features.mean((2, 3)), torch.tensor([0, 3, 4])
-    moved = gauge.with_common_vector(head, scale=2.0)
-    before, after = head(pooled), moved(pooled)
-    assert torch.allclose(before.softmax(1), after.softmax(1), atol=1e-6)
-    for against in ("others", "least_likely", "runner_up"):
-        first = info_cam(features, head.weight, labels, against, before)
-        second = info_cam(features, moved.weight, labels, against, after)
-        assert torch.allclose(first, second, atol=1e-5), against
-    cams = [class_activation_maps(features, h.weight) for h in (head, moved)]
-    assert (cams[0] - cams[1]).abs().max() > 0.1
-
-
-def test_length_of_the_common_vector_is_what_was_asked(head):
-    moved = gauge.with_common_vector(head, scale=3.0)
-    shift = moved.weight - head.weight.detach()
-    assert torch.allclose(shift, shift[:1].expand_as(shift), atol=1e-6), "the same for every class"
-    rows = head.weight.detach().square().sum(1).mean().sqrt()
-    assert float(shift[0].norm()) == pytest.approx(3.0 * float(rows), rel=1e-5)
-    assert torch.equal(gauge.with_common_vector(head, 0.0).weight, head.weight)
-
-
-def test_zero_sum_changes_the_gauge_and_no_prediction(head):
-    moved, pooled = gauge.zero_sum(head), torch.rand(6, 8)
-    assert gauge.common_share(moved.weight) < 1e-6 < gauge.common_share(head.weight.detach())
-    assert torch.allclose(head(pooled).softmax(1), moved(pooled).softmax(1), atol=1e-6)
-
-
-def test_large_sets_get_a_zero_sum_head_too(monkeypatch):
-    monkeypatch.setattr(gauge, "LARGE", 100)
+def test_the_two_heads_differ_in_gauge_as_said(monkeypatch: Any) -> None:
     labels = torch.arange(200) % 4
-    features = torch.randn(200, 16) + 3 * nn.functional.one_hot(labels, 16)
-    heads = gauge.gauge_heads(features, labels, 4, seed=0)
-    assert gauge.common_share(heads["decayed"].weight) < 1e-6
-
-
-def test_the_two_heads_differ_in_gauge_as_said():
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(200) % 4
     features = torch.randn(200, 16, generator=generator) + 3 * nn.functional.one_hot(labels, 16)
-    heads = gauge.gauge_heads(features, labels, 4, seed=0)
-    assert gauge.common_share(heads["decayed"].weight.detach()) < 1e-5
-    assert gauge.common_share(heads["free"].weight.detach()) > 0.05
+    heads = localize.gauge_heads(features, labels, 4, seed=0)
+    assert common_share(heads["decayed"].weight.detach()) < 1e-5
+    assert common_share(heads["free"].weight.detach()) > 0.05
     for head in heads.values():
         assert (head(features).argmax(1) == labels).double().mean() > 0.9
-    again = gauge.gauge_heads(features, labels, 4, seed=0)
+    again = localize.gauge_heads(features, labels, 4, seed=0)
     assert torch.equal(heads["free"].weight, again["free"].weight)
+    monkeypatch.setattr(localize, "LARGE", 100)  # large sets get a head in the same gauge
+    assert common_share(localize.gauge_heads(features, labels, 4, seed=0)["decayed"].weight) < 1e-6
 
 
-def test_variants_have_names_of_their_own_and_all_combinations():
-    made = gauge.variants(["decayed", "free"], region=4, paddings=["same", "full"])
-    names = [v.name for v in made]
-    assert len(set(names)) == len(names) == 2 * 4 * 3 + 3 + 1 + len(gauge.FRACTIONS)
-    full = next(v for v in made if v.name == "free/least_likely+full")
-    assert (full.head, full.against, full.region, full.padding) == ("free", "least_likely", 4, "full")
-
-
-def test_drawn_birds_have_three_disjoint_sets_with_boxes(tmp_path):
-    train, heldout, test = gauge.localization_sets("minibirds", tmp_path, limit=40, train_limit=60)
-    assert (len(train), len(heldout), len(test)) == (60, 40, 40)
-    assert heldout.boxes is not None
-    assert test.boxes is not None
+def test_the_experiment_on_drawn_birds(tmp_path: Path) -> None:
+    how = recipe("minibirds", tmp_path, train_limit=200, passes=200)
+    images = localize.sets(how, tmp_path, limit=40)
+    train, heldout, test = images
+    assert (len(train), len(heldout), len(test)) == (200, 40, 40)
     assert not (heldout.images[:, None] == test.images[None]).all((2, 3, 4)).any()
+    runs = [
+        localize.evidence(how, seed, images, region=3, thresholds=5, data_dir=tmp_path) for seed in (0, 1)
+    ]
+    frame = localize.rows([r.scored for r in runs], [r.held for r in runs], [0, 1], how.columns())
+    assert set(frame["dataset"]) == {"minibirds"}
+    said = localize.head_rows(how, runs, tmp_path)
+    assert set(said["metric"]) == {"common_share", "pmi_correlation", "mutual_information"}
+    exact = one(said, method="exact", metric="mutual_information")
+    assert exact["value"] == pytest.approx(minibirds.mutual_information(runs[0].prior), abs=1e-9)
+    sweep = localize.gauge_sweep(how, runs[0], images, lengths=(0.0, 4.0), vectors=(0, 1), data_dir=tmp_path)
+    assert len(sweep) == 2 * 2 * 3
+    info = sweep[sweep["method"] == "infocam"].pivot_table("value", ["vector", "common_length"], "against")
+    assert info.nunique().tolist() == [1, 1]  # infoCAM does not know the common vector
+    start = sweep[sweep["common_length"] == 0].groupby("method")["value"]
+    decayed = frame[(frame["head"] == "decayed") & (frame["seed"] == 0) & (frame["metric"] == "gt_known")]
+    assert start.first()["cam"] == one(decayed, method="cam", region=1)["value"]
 
 
-def test_boxes_at_gives_each_map_its_own_threshold():
+def test_boxes_at_gives_each_map_its_own_threshold() -> None:
     ramp = torch.linspace(0, 1, 8).expand(8, 8)
-    boxes = gauge.boxes_at(torch.stack([ramp, ramp]), 8, [0.2, 0.8])
+    boxes = localize.boxes_at(torch.stack([ramp, ramp]), 8, [0.2, 0.8])
     assert boxes[:, 2].tolist() == [8, 8]
     assert boxes[0, 0] < boxes[1, 0]
 
 
-def test_best_centre_needs_its_variants():
-    with pytest.raises(ValueError, match="no variant 'centre_40'"):
-        gauge.best_centre(example_evidence())
-
-
-def test_variants_without_a_head_are_refused():
+def test_bad_input(rows: Evidence, tmp_path: Path) -> None:
+    images = make_images(3)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"variants": [Variant("cam", "c")]}, "needs one of the heads a, b"),
+        ({"variants": [replace(NORM, head="a")]}, "leave head at None"),
+        ({"variants": [CAM, CAM]}, "none twice"),
+        ({"variants": []}, "at least one variant"),
+        ({"thresholds": [0.5, 0.1]}, "increasing"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, images, **options)
+    with pytest.raises(ValueError, match="no boxes"):
+        run(tmp_path, replace(images, boxes=None))
+    with pytest.raises(ValueError, match="no images"):
+        run(tmp_path, images.subset([]))
+    for fields, message in (
+        ({"method": "infocam"}, "is against a class"),
+        ({"method": "whole_image", "region": 3}, "only maps have a region sum"),
+        ({"method": "cam", "padding": "full"}, "nothing to pad"),
+        ({"method": "cam", "fraction": 0.5}, "only centre_box"),
+        ({"method": "gradcam"}, "method must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Variant(**fields)
     with pytest.raises(ValueError, match="at least one head"):
-        gauge.variants([], region=3)
+        localize.variants([], region=3)
+    with pytest.raises(ValueError, match=r"no .*runner_up.* in this evidence"):
+        rows.iou(Variant("infocam", "a", "runner_up"))
+    with pytest.raises(ValueError, match=r"no .*runner_up.* in this evidence"):
+        localize.localized(rows, rows, Variant("infocam", "a", "runner_up"))
+    with pytest.raises(ValueError, match="metric must be one of"):
+        localize.localized(rows, rows, CAM, metric="top1")
+    with pytest.raises(ValueError, match="same variants and thresholds"):
+        localize.localized(rows, replace(rows, thresholds=rows.thresholds / 2), CAM)
+    with pytest.raises(ValueError, match="got 1, 1 and 2"):
+        localize.rows([rows], [rows], [0, 1], {})
+    with pytest.raises(ValueError, match="distinct"):
+        localize.rows([rows, rows], [rows, rows], [0, 0], {})

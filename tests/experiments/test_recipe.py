@@ -1,83 +1,254 @@
-"""Protocols: what each data set gets by default, seeds, the cache key, resuming, and choosing the decay."""
+"""Recipes: what each data set gets by default, what is refused, and which networks share an entry."""
 
-import dataclasses
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from infocam_utils.classifiers import training
+from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.data.images import Geometry, ImageSet
-from infocam_utils.experiments import recipe as protocols
-from infocam_utils.experiments.recipe import Protocol, network, protocol, select_decay, untrained
+from infocam_utils.experiments import recipe as recipes
+from infocam_utils.experiments.recipe import Recipe, check_seeds, network, recipe, training_set, untrained
 
-HOW = Protocol("small_resnet", None, None, 16, Geometry(), frozen=False, passes=100, batch_size=16)
-
-
-@pytest.fixture
-def few() -> ImageSet:
-    rng = np.random.default_rng(0)
-    labels = torch.arange(40) % 4
-    images = (rng.integers(0, 60, (40, 3, 16, 16)) + 60 * labels.numpy()[:, None, None, None]).astype(
-        np.uint8
-    )
-    return ImageSet(images, labels, None, 4, list("abcd"), torch.arange(40), "few")
+SMALL = recipe("digits", train_limit=40, passes=80, batch_size=16)
 
 
-def test_defaults_follow_the_data_set():
-    birds, digits = protocol("minibirds"), protocol("digits")
-    assert (birds.backbone, birds.size, birds.frozen) == ("small_resnet", 64, False)
-    assert digits.geometry.flip is False, "a mirrored digit is another digit or none"
-    photos = protocol("some/folder/cub-40", weights="file.pt", stride=16)
+def test_defaults_follow_the_data_set(tmp_path):
+    birds, digits = recipe("minibirds"), recipe("digits")
+    assert (birds.backbone, birds.size, birds.frozen, birds.weights) == ("small_resnet", 64, False, None)
+    assert digits.flip is False, "a mirrored digit is another digit or none"
+    photos, tiny = recipe("cub200", stride=16), recipe("tiny-imagenet", frozen=False)
     assert (photos.size, photos.geometry, photos.frozen) == (256, Geometry(256, 224), True)
-    tiny = protocol("tiny-imagenet-20", weights="file.pt", frozen=False)
     assert (tiny.size, tiny.geometry, tiny.frozen) == (64, Geometry(224, 224), False)
-    assert protocol("minibirds", passes=5).passes == 5
+    assert (photos.columns()["weights"], photos.columns()["stride"]) == ("imagenet", 16)
+    assert recipe("minibirds", passes=5, lr=None) == replace(birds, passes=5)
+    assert recipe("cub200", weights="none").weights is None
 
 
 def test_mnist_takes_the_papers_network_and_its_eight_epochs():
-    how = protocol("mnist")
-    model = untrained(how, 10, 0)
+    mnist = recipe("mnist")
+    model = untrained(mnist, 10, 0)
     assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
     assert sum(p.numel() for p in model.parameters()) == 431_080 + 20 * 2 * 25  # three colour channels in
-    assert (how.passes // 16_500, how.batch_size, how.optimizer) == (8, 64, "sgd")
-    pixels, labels = np.zeros((20, 3, 28, 28), np.uint8), torch.arange(20) % 10
-    zeros = ImageSet(pixels, labels, None, 10, list("0123456789"), labels, "zeros")
-    assert training.predict(model, zeros, geometry=how.geometry).shape == (20, 10)
+    assert (mnist.passes // 16_500, mnist.batch_size, mnist.optimizer) == (8, 64, "sgd")
+    assert untrained(replace(mnist, size=20), 10, 0)(torch.zeros(1, 3, 20, 20)).shape == (1, 10)
+    assert mnist.columns()["stride"] is None
 
 
 def test_fine_tuning_follows_the_papers_recipe():
-    how = protocol("cub200", "vgg16_gap", frozen=False, adl=True, stride=16)
-    assert (how.optimizer, how.schedule, how.head_lr, how.weight_decay) == ("sgd", "step", 10.0, 1e-4)
-    assert how.label == "vgg16_gap with ADL, stride 16, trained"
-    layers = [type(m).__name__ for m in untrained(dataclasses.replace(how, weights=None), 5, 0).modules()]
+    vgg = recipe("cub200", backbone="vgg16_gap", weights="none", frozen=False, adl=True, stride=16)
+    assert (vgg.optimizer, vgg.schedule, vgg.head_lr, vgg.weight_decay) == ("sgd", "step", 10.0, 1e-4)
+    layers = [type(module).__name__ for module in untrained(vgg, 5, 0).modules()]
     assert layers.count("ADL") == 3
+
+
+def test_a_recipe_survives_json():
+    for dataset in ("digits", "mnist", "cub200"):
+        made = recipe(dataset, lr=1, head_decay=0)
+        assert Recipe(**json.loads(json.dumps(asdict(made)))) == made
+        assert json.dumps(asdict(made)) == json.dumps(asdict(recipe(dataset, lr=1.0, head_decay=0.0)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batchsize": 3}, TypeError, "no field 'batchsize'; did you mean batch_size"),
+        ({"zzz": 3}, TypeError, "known: dataset, backbone"),
+        ({"lr": "1e-3"}, TypeError, "lr must be float, got '1e-3'"),
+        ({"few": True}, TypeError, "few must be int or None, got True"),
+        ({"loss": "hinge"}, ValueError, "loss must be one of 'softmax', 'pc', got 'hinge'"),
+        ({"optimizer": "adam"}, ValueError, "optimizer must be one of"),
+        ({"precision": "8-true"}, ValueError, "precision must be one of"),
+        ({"passes": 0}, ValueError, "passes must be finite and above 0, got 0"),
+        ({"devices": -1}, ValueError, "devices must be"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay must be finite and not negative"),
+        ({"crop": 300}, ValueError, "crop"),
+        ({"weights": "nowhere.pt"}, FileNotFoundError, r"no weights file nowhere\.pt.*'imagenet'"),
+        ({"few": 0}, ValueError, "few must be"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_door(changes, error, message):
+    with pytest.raises(error, match=message):
+        recipe("digits", **changes)
+
+
+def test_seeds_must_be_distinct():
+    check_seeds([0, 2])
+    with pytest.raises(ValueError, match="at least one seed"):
+        check_seeds([])
+    with pytest.raises(ValueError, match=r"distinct.*\[1, 0, 1\]"):
+        check_seeds([1, 0, 1])
+
+
+def test_weights_may_be_named_as_they_lie_beside_the_data(tmp_path, monkeypatch):
+    data, here = tmp_path / "data", tmp_path / "here"
+    for folder in (data, here):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    (data / "mine.pt").write_bytes(b"")
+    assert recipe("cub200", data, weights="mine.pt").weights == str(data / "mine.pt")
+    (here / "mine.pt").write_bytes(b"")
+    assert recipe("cub200", data, weights="mine.pt").weights == str(here / "mine.pt")
+    assert recipe("cub200", data, weights="mine.pt").columns()["weights"] == "mine"
+    assert recipe("cub200", data, weights="imagenet").weights == "imagenet"
+
+
+def test_a_relative_folder_is_looked_up_from_where_the_recipe_is_made(tmp_path, monkeypatch):
+    for place in ("data/inside", "here/outside"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "images.txt").write_text("")
+    monkeypatch.chdir(tmp_path / "here")
+    outside, inside = (recipe(name, tmp_path / "data") for name in ("outside/", "inside"))
+    monkeypatch.chdir(tmp_path)
+    assert (Path(outside.dataset), inside.dataset) == (tmp_path / "here" / "outside", "inside")
+    assert outside.columns()["dataset"] == "outside"
+    with pytest.raises(FileNotFoundError, match="digits"):
+        recipe("digitz", tmp_path / "data")
+
+
+def test_the_training_set_is_whole_or_by_the_rule():
+    assert len(training_set(SMALL, 0)) == 40
+    chosen = [training_set(recipe("digits", few=5, many=50), seed) for seed in (0, 1)]
+    for images in chosen:
+        assert torch.bincount(images.labels).tolist() == [5, 50] * 5
+    assert set(chosen[0].ids.tolist()) != set(chosen[1].ids.tolist())
+    counts = torch.bincount(training_set(recipe("digits", few=5), 0).labels)
+    whole = torch.bincount(training_set(recipe("digits"), 0).labels)
+    assert counts[::2].tolist() == [5] * 5
+    assert torch.equal(counts[1::2], whole[1::2]), "all of the common classes"
+    assert recipes.prior(recipe("digits", few=5, many=50), 0).tolist() == [5 / 275, 50 / 275] * 5
+    with pytest.raises(ValueError, match="many=9 needs few"):
+        training_set(recipe("digits", many=9), 0)
 
 
 def test_the_seed_decides_the_start_and_nothing_else_moves():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first, second, other = untrained(HOW, 4, 0), untrained(HOW, 4, 0), untrained(HOW, 4, 1)
+    first, second, other = (untrained(SMALL, 4, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), expected), "the global generator must be as it was"
     assert torch.equal(first.linear.weight, second.linear.weight)
     assert not torch.equal(first.linear.weight, other.linear.weight)
 
 
-def test_every_setting_is_in_the_cache_key(few, tmp_path):
-    network(few, HOW, cache_dir=tmp_path)
-    for change in ({"lr": 1e-3}, {"passes": 200}, {"weight_decay": 0.0}, {"batch_size": 8}):
-        before = len(list(tmp_path.glob("network-*.pt")))
-        network(few, dataclasses.replace(HOW, **change), cache_dir=tmp_path)
-        assert len(list(tmp_path.glob("network-*.pt"))) == before + 1, change
-    for options in ({"kind": "pc"}, {"seed": 1}, {"log_prior_bias": True}):
-        before = len(list(tmp_path.glob("network-*.pt")))
-        network(few, HOW, cache_dir=tmp_path, **options)
-        assert len(list(tmp_path.glob("network-*.pt"))) == before + 1, options
+# --- the store
 
 
-def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(few, tmp_path, monkeypatch):
-    whole = network(few, HOW, cache_dir=tmp_path / "whole").state_dict()
+@pytest.fixture
+def entries(tmp_path, monkeypatch):
+    """Networks in the store after `network`, whose training and images are stand-ins that cost nothing."""
+    fitted: list[dict] = []
+    pixels = {"of": "now"}
+
+    def images(dataset, split, data_dir, *, size, limit):
+        labels = torch.arange(100) % 10
+        pictures = np.zeros((100, 3, 8, 8), np.uint8)
+        names, key = list("0123456789"), f"{dataset} {pixels['of']}"
+        return ImageSet(pictures, labels, None, 10, names, torch.arange(100), key)
+
+    def model(recipe, num_classes, seed):
+        return Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes))
+
+    monkeypatch.setattr(recipes.sets, "load_images", images)
+    monkeypatch.setattr(recipes, "untrained", model)
+    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: fitted.append(options))
+
+    def count(*runs: tuple[Recipe, int]) -> int:
+        for made, seed in runs:
+            network(made, seed, tmp_path)
+        return len(list(tmp_path.glob("cache/network-*/entry.json")))
+
+    count.fitted, count.pixels = fitted, pixels
+    return count
+
+
+CHANGES = {
+    "dataset": "minibirds",
+    "backbone": "resnet18",
+    "weights": "imagenet",
+    "stride": 4,
+    "adl": True,
+    "size": 24,
+    "resize": 32,
+    "crop": 8,
+    "flip": True,
+    "few": 1,
+    "many": 3,
+    "train_limit": 39,
+    "loss": "pc",
+    "log_prior_bias": True,
+    "frozen": True,
+    "passes": 81,
+    "batch_size": 8,
+    "lr": 0.5,
+    "head_lr": 2.0,
+    "weight_decay": 0.5,
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "head_optimizer": "adamw",
+    "head_decay": 0.5,
+    "precision": "bf16-mixed",
+    "devices": 2,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
+def test_recipes_that_differ_in_one_field_share_no_entry(entries, name):
+    how = replace(SMALL, few=2)
+    changed = replace(how, **{name: CHANGES[name]})
+    assert changed != how
+    assert entries((how, 0), (how, 0)) == 1
+    assert entries((changed, 0)) == (1 if name == "frozen" else 2)
+
+
+def test_seed_images_code_and_the_content_of_the_weights_are_in_the_key(entries, tmp_path, monkeypatch):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"first")
+    how = replace(SMALL, weights=str(file))
+    assert entries((how, 0), (how, 1)) == 2
+    file.write_bytes(b"other")
+    assert entries((how, 0)) == 3
+    entries.pixels["of"] = "later"
+    assert entries((how, 0)) == 4
+    monkeypatch.setattr(recipes.store, "code_digest", lambda *modules: "changed code")
+    assert entries((how, 0)) == 5
+
+
+def test_the_code_that_counts_is_this_module_and_all_it_imports(entries, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipes.store, "code_digest", lambda *modules: asked.append(modules) or "digest")
+    entries((SMALL, 0))
+    assert asked == [("experiments.recipe",)]
+
+
+def test_every_setting_of_training_reaches_it(entries):
+    changes = {name: CHANGES[name] for name in ("passes", "lr", "batch_size", "weight_decay", "optimizer")}
+    changes |= {name: CHANGES[name] for name in ("schedule", "precision", "devices", "flip", "head_lr")}
+    entries((replace(SMALL, **changes), 3))
+    (options,) = entries.fitted
+    assert options.pop("checkpoint").name.startswith("checkpoint-")
+    assert options == {
+        "geometry": Geometry(flip=True),
+        "epochs": 1,
+        "lr": 0.5,
+        "batch_size": 8,
+        "weight_decay": 0.5,
+        "optimizer": "sgd",
+        "schedule": "constant",
+        "lr_factors": {"linear": 2.0},
+        "seed": 3,
+        "devices": 2,
+        "precision": "bf16-mixed",
+    }
+
+
+def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(tmp_path, monkeypatch):
+    whole = network(SMALL, 0, tmp_path / "whole").state_dict()
     epochs = []
 
     def stops(text: str, done: int, total: int) -> None:
@@ -88,44 +259,32 @@ def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(few, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(training, "report_progress", stops)
         with pytest.raises(KeyboardInterrupt):
-            network(few, HOW, cache_dir=tmp_path / "cut")
-    assert list((tmp_path / "cut").glob("checkpoint-*.pt")), "the finished epoch must be kept"
+            network(SMALL, 0, tmp_path / "cut")
+    assert list((tmp_path / "cut").glob("cache/checkpoint-*.pt")), "the finished epoch must be kept"
     monkeypatch.setattr(training, "report_progress", lambda text, done, total: epochs.append(done))
-    resumed = network(few, HOW, cache_dir=tmp_path / "cut").state_dict()
+    resumed = network(SMALL, 0, tmp_path / "cut").state_dict()
     assert epochs == [1, 2], "two epochs in all: the first was not trained again"
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not list((tmp_path / "cut").glob("cache/checkpoint-*.pt"))
+    again = network(SMALL, 0, tmp_path / "cut").state_dict()
+    assert epochs == [1, 2], "from the store"
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_frozen_network_is_not_trained(few, tmp_path):
-    frozen = dataclasses.replace(HOW, frozen=True)
-    made = network(few, frozen, cache_dir=tmp_path)
-    assert torch.equal(made.linear.weight, untrained(frozen, 4, 0).linear.weight)
+def test_the_start_at_the_log_prior_is_trained_from_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: None)
+    how = recipe("digits", few=5, many=50, log_prior_bias=True)
+    bias = network(how, 0, tmp_path).linear.bias
+    torch.testing.assert_close(bias.double(), recipes.prior(how, 0).log(), atol=1e-6, rtol=0)
+
+
+def test_a_frozen_network_is_not_trained(tmp_path):
+    frozen = replace(SMALL, frozen=True)
+    made = network(frozen, 0, tmp_path)
+    assert torch.equal(made.linear.weight, untrained(frozen, 10, 0).linear.weight)
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_loss_is_refused():
-    with pytest.raises(ValueError, match="'softmax' or 'pc'"):
-        protocols.loss_of("hinge", torch.tensor([0.5, 0.5]))
-
-
-def test_decay_is_chosen_where_a_plain_search_finds_it():
-    """Pure noise wants the strongest decay; separable data without noise the weakest."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % 3
-    noise = torch.randn(60, 20, generator=generator)
-    assert select_decay(noise, labels, 3, candidates=(1e-3, 1.0)) == 1.0
-    signal = torch.nn.functional.one_hot(labels, 3).float()
-    assert select_decay(signal, labels, 3, candidates=(1e-3, 1.0)) == 1e-3
-
-
-def test_pictures_show_what_the_network_sees(few):
-    seen = protocols.visible(few, [3, 5], HOW)
-    assert np.array_equal(seen.numpy(), few.images[[3, 5]])
-
-
-def test_weights_may_be_named_as_they_lie_beside_the_data(tmp_path, monkeypatch):
-    monkeypatch.setenv("INFOCAM_DATA", str(tmp_path))
-    assert protocol("cub200", weights="mine.pt").weights == "mine.pt"
-    (tmp_path / "mine.pt").write_bytes(b"")
-    assert protocol("cub200", weights="mine.pt").weights == str(tmp_path / "mine.pt")
-    assert protocol("cub200", weights="imagenet").weights == "imagenet"
+def test_pictures_show_what_the_network_sees():
+    images = training_set(SMALL, 0)
+    assert np.array_equal(recipes.visible(images, [3, 5], SMALL).numpy(), images.images[[3, 5]])

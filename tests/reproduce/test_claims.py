@@ -1,238 +1,237 @@
-"""The ledger: every verdict by its rule, clear errors, and drift between records, README and notebook 05."""
+"""The ledger: every verdict by its rule, clear errors, and drift between results, README and notebook 05."""
 
-import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from infocam_utils.reproduce import claims
-from infocam_utils.reproduce.claims import Claim, Evidence, LedgerError, judge
-from infocam_utils.reproduce.results import Record, RecordBook, exact
+from infocam_utils.reproduce import claims, results
+from infocam_utils.reproduce.claims import Claim, LedgerError, judge
 
-LEDGER = Path(__file__).parents[1] / "claims.yml"
-IDS = [
-    "pc_accuracy_cub", "pc_per_class_cub", "infocam_top1_loc_cub", "infocam_top1_error_cub",
-    "infocam_top1_loc_tiny", "mi_softmax_balanced", "mi_softmax_imbalanced_bias", "mi_pc_imbalanced",
-    "pc_per_class_gain", "infocam_gain_gt_known", "infocam_gain_top1", "pmi_single_images",
-]  # fmt: skip
-
-
-def book(*records, profile="paper", dataset="cub200", classes=200) -> RecordBook:
-    made = RecordBook("03", profile, dataset, [0, 1, 2], {})
-    for record in (*records, exact(f"{dataset}/classes", classes)):
-        made.add(record)
-    return made
+ROOT = Path(__file__).parents[2]
+PUBLISHED = {"pc_accuracy_cub": 89.73, "pc_per_class_cub": 87.69, "infocam_top1_loc_cub": 55.83,
+             "infocam_top1_error_cub": 54.17, "infocam_top1_loc_tiny": 43.34}  # fmt: skip
+BASE = {
+    "notebook": "03",
+    "dataset": "cub200",
+    "metric": "accuracy",
+    "unit": "%",
+    "n": 1000,
+    "profile": "paper",
+}
 
 
-def record(name, value, half=1.0, unit="%") -> Record:
-    return Record(name, value, value - half, value + half, unit, 3, "t over seeds", (0, 1, 2), (value,) * 3)
+def settings(*leads, run="a", dataset="cub200", classes=200, head=None, value=None) -> pd.DataFrame:
+    """One setting for each difference (low, high), and a value of ours with an interval of ±1."""
+    made = [
+        {**BASE, "run": run, "dataset": dataset, "metric": "classes", "unit": "", "value": float(classes)}
+    ]
+    for number, (low, high) in enumerate(leads):
+        about = {
+            **BASE,
+            "run": f"{run}{number}" if number else run,
+            "dataset": dataset,
+            "head": head,
+            "method": "pc",
+        }
+        about |= {"than_method": "softmax", "unit": "points", "interval": "bootstrap over images"}
+        made.append(about | {"value": (low + high) / 2, "low": low, "high": high})
+    if value is not None:
+        made.append({**BASE, "run": run, "dataset": dataset, "head": head, "method": "pc", "value": value}
+                    | {"low": value - 1, "high": value + 1, "interval": "bootstrap over images"})  # fmt: skip
+    return pd.DataFrame(made)
 
 
 def claim(**changes) -> Claim:
-    fields = {
-        "id": "x", "source": "s", "statement": "It works", "metric": "accuracy", "data": "cub200",
-        "classes": 200, "paper": 80.0, "unit": "%", "tolerance": 0.5, "command": "infocam run 03",
-        "evidence": (Evidence("a.json", "ours", "gain"),),
-    }  # fmt: skip
+    fields = {"id": "x", "source": "s", "statement": "It works", "metric": "accuracy", "data": "cub200",
+              "classes": 200, "unit": "%", "tolerance": 0.5, "command": "infocam run 03",
+              "value": {"notebook": "03", "method": "pc", "metric": "accuracy"},
+              "direction": {"notebook": "03", "method": "pc", "than_method": "softmax", "metric": "accuracy"}}  # fmt: skip
     return Claim(**fields | changes)
 
 
-def verdict(books, **changes) -> str:
-    return judge([claim(**changes)], books)[0].verdict
+def verdict(rows, **changes) -> str:
+    return judge([claim(**changes)], rows)[0].verdict
+
+
+UP, OPEN, DOWN = (1.0, 3.0), (-1.0, 3.0), (-3.0, -1.0)
 
 
 @pytest.mark.parametrize(
-    ("ours", "half", "gain", "expected"),
-    [
-        (80.4, 0.1, -3.0, "reproduced"),  # within the tolerance
-        (82.0, 2.5, -3.0, "reproduced"),  # the paper's value is in our interval
-        (82.0, 1.0, 3.0, "direction only"),
-        (82.0, 1.0, 0.5, "not reproduced"),  # the difference's interval includes zero
-        (82.0, 1.0, -3.0, "not reproduced"),
-    ],
+    ("ours", "expected"),
+    [(80.4, "reproduced"), (80.9, "reproduced"), (81.6, "not reproduced"), (78.4, "not reproduced")],
 )
-def test_verdicts_on_the_papers_own_data(ours, half, gain, expected):
-    assert verdict({"a.json": book(record("ours", ours, half), record("gain", gain))}) == expected
+def test_a_number_on_the_papers_own_data(ours, expected):
+    assert verdict(settings(UP, value=ours), paper=80.0) == expected
 
 
-@pytest.mark.parametrize("other", [{"profile": "quick"}, {"dataset": "digits"}, {"classes": 40}])
-def test_other_data_reach_at_most_the_direction(other):
-    records = record("ours", 80.0), record("gain", 3.0)
-    assert verdict({"a.json": book(*records, **other)}) == "direction only"
-    assert verdict({"a.json": book(records[0], record("gain", 0.0), **other)}) == "not reproduced"
-    only_value = (Evidence("a.json", "ours"),)
-    assert verdict({"a.json": book(*records, **other)}, evidence=only_value) == "not attempted"
-
-
-def test_in_a_book_of_several_data_sets_a_record_says_which_is_its_own():
-    several = book(record("digits/gain", 3.0), dataset="digits,cub200", profile="quick")
-    (row,) = judge([claim(evidence=(Evidence("a.json", None, "digits/gain"),))], {"a.json": several})
-    assert row.findings[0].dataset == "digits"
-
-
-def test_a_single_run_without_interval_reproduces_by_tolerance_only():
-    single = Record("ours", 81.0, float("-inf"), float("inf"), "%")
-    lone = Record("gain", 5.0, float("-inf"), float("inf"), "%")
-    assert verdict({"a.json": book(single, lone)}) == "not reproduced"
-    assert verdict({"a.json": book(single, lone)}, tolerance=1.0) == "reproduced"
-
-
-def test_a_claim_without_a_number_is_reproduced_by_its_direction():
-    books = {"a.json": book(record("ours", 50.0), record("gain", 3.0))}
-    assert verdict(books, paper=None) == "reproduced"
-    assert verdict({"a.json": book(record("ours", 1.0), record("gain", 0.0))}, paper=None) == "not reproduced"
-
-
-def test_a_difference_says_between_what():
-    evidence = (Evidence("a.json", None, "birds/free/x_minus_cam/hits"),)
-    (row,) = judge([claim(evidence=evidence)], {"a.json": book(record("birds/free/x_minus_cam/hits", 3.0))})
-    assert "free/x − cam: 3.00 [2.00, 4.00] %" in claims.markdown([row])
-
-
-def test_without_records_nothing_is_attempted():
-    assert verdict({}) == "not attempted"
-
-
-def test_the_strongest_evidence_decides_and_dissent_is_shown():
-    evidence = tuple(Evidence(f"{n}.json", None, "gain") for n in "abc")
-    books = {
-        "a.json": book(record("gain", 3.0), dataset="digits", profile="quick"),
-        "b.json": book(record("gain", -3.0), dataset="minibirds", profile="quick"),
-    }
-    (row,) = judge([claim(evidence=evidence)], books)
-    assert (row.verdict, row.dissent) == ("direction only", "minibirds (quick): not reproduced")
-    text = claims.markdown([row])
-    assert "**direction only**<br>but minibirds (quick): not reproduced" in text
-    assert "difference: 3.00 [2.00, 4.00] % (digits, quick, 3 seeds)<br>difference: -3.00" in text
-
-
-@pytest.mark.parametrize(("error", "expected"), [(54.17, "cannot be right"), (44.17, "not attempted")])
-def test_localization_cannot_exceed_what_is_classified(error, expected):
-    loc = claim(id="loc", paper=55.83, evidence=())
-    top1_error = claim(id="error", paper=error, contradicts="loc", evidence=())
-    assert judge([loc, top1_error], {})[1].verdict == expected
-
-
-def test_a_record_that_is_not_in_its_file_is_an_error_with_the_near_ones():
-    with pytest.raises(LedgerError, match=r"row x: a.json has no record 'gain'; near: gains"):
-        judge([claim()], {"a.json": book(record("ours", 1.0), record("gains", 1.0))})
-    with pytest.raises(LedgerError, match="is in '%', its record 'ours' in 'nats'"):
-        judge([claim()], {"a.json": book(record("ours", 1.0, unit="nats"), record("gain", 1.0))})
-
-
-ROW = {"id": "a", "source": "s", "statement": "t", "metric": "m", "data": "d", "command": "c"}
+def test_a_number_on_other_or_smaller_data_is_never_reproduced():
+    for rows in (settings(UP, value=80.0, dataset="cub-40"), settings(UP, value=80.0, classes=40)):
+        assert verdict(rows, paper=80.0) == "direction only"
+    assert verdict(settings(value=80.0, dataset="cub-40"), paper=80.0, direction={}) == "not attempted"
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("leads", "expected"),
     [
-        ("[", "is not YAML"),
-        ("rows: []", "must have a list under 'claims'"),
-        ({"claims": [3]}, "row 1: expected a mapping, was 3"),
-        ({"claims": [ROW | {"vredict": "reproduced"}]}, "row a: unknown key 'vredict'"),
-        ({"claims": [ROW | {"toleranc": 1}]}, "unknown key 'toleranc'; did you mean tolerance"),
-        ({"claims": [{"id": "a"}]}, "row a: missing 5 required positional arguments"),
-        ({"claims": [ROW, ROW]}, "row a: the identifier is taken"),
-        ({"claims": [ROW | {"paper": "55.83 %"}]}, "paper must be a number, was '55.83 %'"),
-        ({"claims": [ROW | {"evidence": "x"}]}, "evidence must be a list"),
-        (
-            {"claims": [ROW | {"evidence": [{"file": "x", "record": "y"}]}]},
-            "row a: evidence: unknown key 'record'",
-        ),
-        ({"claims": [ROW | {"evidence": [{"file": "x"}]}]}, "must name a value, a direction"),
-        ({"claims": [ROW | {"contradicts": "b"}]}, "contradicts an unknown row 'b'"),
+        ([UP], "direction only"),
+        ([UP, UP, OPEN], "direction only"),
+        ([UP, OPEN], "mixed"),  # as many undecided as above
+        ([UP, UP, UP, DOWN], "mixed"),
+        ([UP] + [OPEN] * 9, "mixed"),  # not the verdict of the best finding
+        ([OPEN, OPEN], "not shown"),
+        ([OPEN, DOWN], "contradicted"),
+        ([DOWN], "contradicted"),
+        ([], "not attempted"),
     ],
 )
-def test_a_wrong_ledger_is_refused_by_row(tmp_path, content, message):
-    path = tmp_path / "claims.yml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+def test_a_direction_counts_all_settings(leads, expected):
+    assert verdict(settings(*leads, dataset="birds")) == expected
+
+
+def test_a_direction_on_the_papers_own_data():
+    assert verdict(settings(UP)) == "reproduced"
+    assert verdict(settings(OPEN)) == "not shown"
+    assert verdict(settings(DOWN)) == "contradicted"
+
+
+def test_several_runs_on_own_data_must_all_agree():
+    rows = pd.concat([settings(value=80.0, run="a"), settings(value=90.0, run="b")])
+    assert verdict(rows, paper=80.0) == "mixed"
+
+
+def test_the_smoke_profile_decides_nothing():
+    assert verdict(settings(UP).assign(profile="smoke")) == "not attempted"
+
+
+def test_counts_are_told_for_each_head():
+    rows = pd.concat(
+        [settings(UP, UP, head="free", dataset="b"), settings(OPEN, DOWN, head="decayed", dataset="c")]
+    )
+    (row,) = judge([claim()], rows)
+    assert row.count("free") == {"above": 2, "undecided": 0, "below": 0}
+    assert row.count("decayed") == {"above": 0, "undecided": 1, "below": 1}
+    assert claims.ours(row).startswith(
+        "above 0 in 2 of 4 settings, below in 1; decayed head 0/1/1, free head 2/0/0"
+    )
+
+
+def test_differences_that_no_row_has_are_paired_by_seed():
+    seeds = [{**BASE, "run": "a", "dataset": "birds", "method": m, "seed": s, "value": 80.0 + s + lead}
+             for m, lead in (("pc", 2.0), ("softmax", 0.0)) for s in (0, 1, 2)]  # fmt: skip
+    (row,) = judge([claim()], pd.DataFrame(seeds))
+    (finding,) = row.findings
+    assert finding.direction["value"] == pytest.approx(2.0)
+    assert finding.side == "above"
+
+
+def test_a_number_that_contradicts_another_cannot_be_right():
+    ledger = [claim(id="loc", paper=55.83), claim(id="error", paper=54.17, contradicts="loc")]
+    assert [row.verdict for row in judge(ledger, settings())] == ["not attempted", "cannot be right"]
+    ledger[1] = claim(id="error", paper=44.17, contradicts="loc")
+    assert judge(ledger, settings())[1].verdict == "not attempted"
+
+
+def test_selection_by_an_unknown_column_is_refused():
+    with pytest.raises(LedgerError, match="row x: direction selects by an unknown column 'methode'.*method"):
+        verdict(settings(UP), direction={"methode": "pc"})
+
+
+def test_units_must_fit():
+    with pytest.raises(LedgerError, match="is in 'nats'"):
+        verdict(settings(UP), unit="nats")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"papr": 1}, "did you mean paper"),
+        ({"paper": "high"}, "paper must be a number"),
+        ({"value": [1]}, "must select rows by columns"),
+        ({"contradicts": "nothing"}, "contradicts an unknown row"),
+    ],
+)
+def test_a_ledger_that_cannot_be_is_refused(tmp_path, change, message):
+    row = {k: getattr(claim(), k) for k in ("id", "source", "statement", "metric", "data", "command")}
+    (tmp_path / "claims.yml").write_text(yaml.safe_dump({"claims": [row | change]}))
     with pytest.raises(LedgerError, match=message):
-        claims.load_ledger(path)
+        claims.load_ledger(tmp_path / "claims.yml")
 
 
-@pytest.fixture
-def repository(tmp_path):
-    """A ledger with one measured row, its records, a README and a notebook 05 that agree."""
-    evidence = [{"file": "quick/03.json", "direction": "gain"}]
-    row = {"id": "x", "source": "s", "statement": "It works", "metric": "m", "data": "cub200", "paper": 80.0,
-           "unit": "%", "command": "infocam run", "evidence": evidence}  # fmt: skip
-    (tmp_path / "claims.yml").write_text(yaml.safe_dump({"claims": [row]}))
-    book(record("gain", 3.0), profile="quick").write(tmp_path)
-    (tmp_path / "results" / "quick").mkdir(parents=True)
-    (tmp_path / "records" / "03.json").rename(tmp_path / "results" / "quick" / "03.json")
-    (tmp_path / "README.md").write_text(f"# Title\n{claims.BEGIN}\nold\n{claims.END}\nmore\n")
-    claims.write_readme(tmp_path)
-    show(tmp_path, claims.markdown(claims.scorecard(tmp_path)))
+def test_a_missing_ledger_names_the_remedy(tmp_path):
+    with pytest.raises(LedgerError, match="a clone of the repository"):
+        claims.load_ledger(tmp_path / "claims.yml")
+
+
+# The repository's own ledger and pages
+
+
+def test_the_published_numbers_keep_a_row():
+    ledger = {c.id: c for c in claims.load_ledger(ROOT / "claims.yml")}
+    assert {k: ledger[k].paper for k in PUBLISHED} == PUBLISHED
+
+
+def test_every_difference_between_maps_is_at_equal_region_or_about_the_region_itself():
+    rows = results.read_all(ROOT / "results")
+    for row in judge(claims.load_ledger(ROOT / "claims.yml"), rows):
+        for finding in row.findings:
+            lead = finding.direction or {}
+            if (
+                lead.get("than_method") in ("cam", "infocam", "feature_norm")
+                and row.claim.id != "region_sum_gain_cam"
+            ):
+                assert lead["region"] == lead["than_region"], row.claim.id
+                assert results.known(lead).get("padding") == results.known(lead).get("than_padding"), (
+                    row.claim.id
+                )
+
+
+def test_every_claim_of_the_ledger_finds_rows():
+    found = {row.claim.id: row for row in claims.scorecard(ROOT)}
+    for name, row in found.items():
+        assert row.findings or row.verdict == "cannot be right", name
+    assert found["infocam_top1_error_cub"].verdict == "cannot be right"
+    assert found["mi_pc_imbalanced"].verdict == "reproduced"
+
+
+def page(tmp_path):
+    """A repository of its own with the pages rendered."""
+    for name in ("claims.yml", "README.md"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    results.write("03_task", settings(UP).drop(columns=["run", "notebook", "profile"]), parameters={"profile": "paper"},
+                  output_dir=tmp_path)  # fmt: skip
+    (tmp_path / "notebooks").mkdir()
+    claims.write(tmp_path)
+    text = claims.markdown(claims.scorecard(tmp_path))
+    output = new_output("display_data", {"text/markdown": text})
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=[output])])
+    nbformat.write(notebook, tmp_path / "notebooks" / "05_scorecard.ipynb")
     return tmp_path
 
 
-def show(root, text):
-    cell = new_code_cell("scorecard", outputs=[new_output("display_data", {"text/markdown": text})])
-    (root / "notebooks").mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=[cell]), root / "notebooks" / "05_scorecard.ipynb")
+def test_pages_that_agree_and_pages_that_drifted(tmp_path):
+    root = page(tmp_path)
+    assert claims.check(root) == []
+    for path, old in ((root / "README.md", "PC-softmax"), (root / "results" / "SCORECARD.md", "accuracy")):
+        kept = path.read_text(encoding="utf-8")
+        begin = kept.index("<!-- scorecard:begin -->") if "scorecard:begin" in kept else 0
+        path.write_text(kept[:begin] + kept[begin:].replace(old, "X", 1), encoding="utf-8")
+        assert len(claims.check(root)) == 1, path
+        path.write_text(kept, encoding="utf-8")
+    (root / "notebooks" / "05_scorecard.ipynb").write_text(
+        nbformat.writes(new_notebook(cells=[new_code_cell("1")]))
+    )
+    assert "shows another scorecard" in claims.check(root)[0]
 
 
-def test_check_is_silent_when_all_agree(repository):
-    assert claims.check(repository) == []
-    text = (repository / "README.md").read_text()
-    assert text.startswith("# Title\n<!-- scorecard:begin -->\n| Claim |")
-    assert text.endswith("<!-- scorecard:end -->\nmore\n")
-    assert "**direction only**" in text
-    claims.write_readme(repository)
-    assert (repository / "README.md").read_text() == text
-
-
-def test_check_finds_drift_in_records_readme_and_notebook(repository):
-    book(record("gain", 0.5), profile="quick").write(repository)
-    (repository / "records" / "03.json").replace(repository / "results" / "quick" / "03.json")
-    readme, notebook = claims.check(repository)
-    assert "README.md: the scorecard differs" in readme
-    assert "05_scorecard.ipynb: shows another scorecard" in notebook
-    claims.write_readme(repository)
-    assert claims.check(repository) == [notebook]
-
-
-def test_check_finds_a_typed_verdict(repository):
-    readme = repository / "README.md"
-    readme.write_text(readme.read_text().replace("direction only", "reproduced"))
-    assert len(claims.check(repository)) == 1
-
-
-def test_a_readme_without_markers_is_refused(repository):
-    (repository / "README.md").write_text(f"{claims.END} {claims.BEGIN}")
-    with pytest.raises(LedgerError, match="must have one"):
-        claims.write_readme(repository)
-
-
-def test_the_ledger_needs_a_clone(monkeypatch):
-    monkeypatch.setattr(claims, "checkout", lambda: None)
-    with pytest.raises(LedgerError, match="clone of the repository"):
-        claims.scorecard()
-
-
-def test_a_runs_records_take_the_place_of_the_committed_ones(repository, tmp_path):
-    book(record("gain", -3.0), profile="quick").write(tmp_path / "run")
-    (row,) = claims.scorecard(repository, tmp_path / "run", "quick")
-    assert row.verdict == "not reproduced"
-    (row,) = claims.scorecard(repository, tmp_path / "run", "another")
-    assert row.verdict == "direction only"
-
-
-def test_the_committed_ledger_has_every_claim_and_no_typed_verdict():
-    ledger = claims.load_ledger(LEDGER)
-    assert [c.id for c in ledger] == IDS
-    verdicts = {row.claim.id: row.verdict for row in judge(ledger, {})}
-    assert verdicts.pop("infocam_top1_error_cub") == "cannot be right"
-    assert set(verdicts.values()) == {"not attempted"}
-    assert not re.search("verdict *:", LEDGER.read_text())
-
-
-def test_table_has_a_row_per_claim_and_no_markup():
-    rows = judge(claims.load_ledger(LEDGER), {})
-    table = claims.table(rows)
-    assert list(table.index) == IDS
-    assert table.loc["infocam_top1_loc_cub", "Paper"] == "55.83 %"
-    assert not table.astype(str).apply(lambda column: column.str.contains(r"\*\*|<br>|`")).any(axis=None)
+def test_the_run_takes_the_place_of_the_committed_one(tmp_path):
+    root = page(tmp_path)
+    fresh = settings(DOWN).drop(columns=["run", "notebook", "profile"])
+    results.write("03_task", fresh, parameters={"profile": "paper"}, output_dir=tmp_path / "out")
+    rows = claims.rows_with(root, tmp_path / "out", "results")
+    assert results.select(rows, than_method="softmax")["value"].tolist() == [-2.0]
+    both = claims.rows_with(root, tmp_path / "out", "another")
+    assert sorted(results.select(both, than_method="softmax")["value"]) == [-2.0, 2.0]

@@ -1,347 +1,291 @@
-"""The committed records of real runs recompute from the committed rows of evidence, without a network."""
+"""Tidy results: the common form, written and read, intervals over seeds, paired differences, comparison, words."""
 
 import json
 import math
-import multiprocessing
-import os
-import time
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from scipy import stats
 
-from infocam_utils.data import store as storage
-from infocam_utils.data.store import cached
-from infocam_utils.experiments import localize as evidence
-from infocam_utils.experiments import localize as scores
-from infocam_utils.reproduce import results as records
-from infocam_utils.reproduce.results import (
-    Record,
-    RecordBook,
-    bootstrap,
-    compare_books,
-    exact,
-    from_estimate,
-    from_seeds,
-    merge_books,
-    read_book,
-)
+from infocam_utils.reproduce import results
 
 
-def book(seeds=(0, 1, 2), shift=0.0, **changes) -> RecordBook:
-    fields = {
-        "notebook": "demo",
-        "profile": "quick",
-        "dataset": "digits",
-        "parameters": {"rate": 0.1},
-    } | changes
-    made = RecordBook(seeds=list(seeds), **fields)
-    made.measure("digits/accuracy", [90.0 + s + shift for s in seeds], unit="%", tolerance=0.5)
-    made.add(exact("digits/entropy", 1.25, "nats"))
-    made.add(exact("time/training", 12.0 + shift, "s"))
-    return made
-
-
-def test_interval_over_seeds_is_students_t():
-    values = [0.2, 0.5, 0.1, 0.9]
-    record = from_seeds("gap", values, seeds=range(4), unit="nats")
-    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert (record.low, record.high) == pytest.approx((low, high), rel=1e-12)
-    assert record.n == 4
-    assert record.seeds == (0, 1, 2, 3)
-
-
-def test_a_single_seed_has_no_interval_and_says_so_in_the_file(tmp_path):
-    single = RecordBook("demo", "quick", "digits", [7], {})
-    record = single.measure("gap", [0.5])
-    assert (record.interval, record.low, record.high) == ("none", -math.inf, math.inf)
-    path = single.write(tmp_path)
-    assert json.loads(path.read_text())["records"][0]["low"] is None
-    assert read_book(path).get("gap") == record
-    assert record.text == "0.5000"
-
-
-def test_bootstrap_over_images_agrees_with_the_normal_interval_of_many_images():
-    hits = 100.0 * (np.random.default_rng(0).random(4000) < 0.3)
-    record = bootstrap("hits", hits, unit="%")
-    half = 1.96 * hits.std() / math.sqrt(4000)
-    assert record.value == pytest.approx(hits.mean())
-    assert (record.high - record.low) / 2 == pytest.approx(half, rel=0.06)
-    assert record == bootstrap("hits", hits, unit="%")
-
-
-def test_bootstrap_over_seeds_and_images_widens_with_the_spread_of_seeds():
-    rng = np.random.default_rng(1)
-    images = rng.random((1, 500))
-    same = bootstrap("same", np.repeat(images, 5, axis=0), seeds=range(5))
-    spread = bootstrap("spread", images + np.array([-1, -0.5, 0, 0.5, 1])[:, None], seeds=range(5))
-    assert same.high - same.low == pytest.approx(
-        bootstrap("one", images).high - bootstrap("one", images).low, rel=0.1
+def accuracies(method, values, n=1000, **more):
+    rows = pd.DataFrame({"seed": range(len(values)), "value": values})
+    p = rows["value"] / 100
+    return rows.assign(
+        method=method, metric="accuracy", unit="%", n=n, stderr=100 * (p * (1 - p) / n) ** 0.5, **more
     )
-    # Five equally weighted draws out of the offsets have variance 0.5 / 5.
-    assert (spread.high - spread.low) / 2 == pytest.approx(1.96 * math.sqrt(0.1), rel=0.1)
-    assert spread.values == pytest.approx((images.mean() + np.array([-1, -0.5, 0, 0.5, 1])).tolist())
 
 
-def test_a_constant_has_an_interval_of_width_zero():
-    assert bootstrap("all", np.full(30, 0.1)).high == pytest.approx(0.1)
-    assert from_seeds("all", [0.1] * 3, seeds=range(3)).low == pytest.approx(0.1)
+ROWS = pd.concat(
+    [
+        accuracies("softmax", [80.0, 81.5, 79.0], dataset="birds", few=3),
+        accuracies("pc", [82.0, 84.5, 83.0], dataset="birds", few=3),
+        pd.DataFrame(
+            {
+                **{"dataset": ["birds"] * 3, "method": ["exact", "infocam", "infocam"], "unit": ["nats", "points", "%"]},
+                **{"metric": ["mutual_information", "gt_known", "gt_known"], "value": [1 / 3, 2.5, 61.0]},
+                **{"than_method": [None, "cam", None], "against": [None, "others", "others"], "region": [None, 3, 3]},
+                **{"low": [1 / 3, 0.5, 58.0], "high": [1 / 3, 4.5, 64.0], "stderr": [0.0, 1.02, 1.5]},
+                **{"interval": ["exact", "bootstrap over images", "bootstrap over images"], "n": [None, 500, 500]},
+            }
+        ),
+    ],
+    ignore_index=True,
+)  # fmt: skip
+PARAMETERS = {"profile": "quick", "seeds": [0, 1, 2], "recipe": {"stride": 16}, "weights": None}
 
 
-def test_an_estimate_becomes_a_record():
-    estimate = SimpleNamespace(value=1.0, stderr=0.1, low=0.8, high=1.2, n=100)
-    record = from_estimate("mi", estimate, tolerance=0.02)
-    assert (record.unit, record.low, record.high, record.n) == ("nats", 0.8, 1.2, 100)
-    assert record.interval == "normal over samples"
+def written(folder, rows=ROWS, notebook="03_task", **changes):
+    path = results.write(notebook, rows, parameters=PARAMETERS | changes, output_dir=folder)
+    return results.read(path)
+
+
+# The common form
+
+
+def test_rows_come_back_bit_equal_with_their_types(tmp_path):
+    assert written(tmp_path).rows.equals(results.tidy(ROWS))
+    text = (tmp_path / "results" / "03.csv").read_text()
+    assert repr(1 / 3) in text  # every digit
+    again = results.write("03_task", results.read_rows(tmp_path / "results" / "03.csv"), parameters=PARAMETERS,
+                          output_dir=tmp_path / "again")  # fmt: skip
+    assert again.with_suffix(".csv").read_text() == text
+
+
+def test_all_parameters_and_no_place_of_this_machine_are_kept(tmp_path):
+    namespace = {
+        "data_dir": "/a/data",
+        "recipe": {"weights": "/a/b/net.pt"},
+        "seeds": [0],
+        "In": ["x"],
+        "_": 1,
+        "f": print,
+    }
+    assert results.parameters(namespace) == {"recipe": {"weights": "net.pt"}, "seeds": [0]}
+    made = written(tmp_path, dataset="/a/b/birds")
+    assert made.parameters == PARAMETERS | {"dataset": "birds"}
+    assert "/a/b" not in (tmp_path / "results" / "03.json").read_text()
+    assert made.notebook == "03_task"
+    assert made.profile == "quick"
+    assert made.provenance["versions"]["torch"]
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("change", "message"),
     [
-        ({"value": math.nan}, "finite, was nan"),
-        ({"value": 3.0}, r"3.0 must lie inside its interval \[0.0, 2.0\]"),
-        ({"low": math.nan}, "inside its interval"),
-        ({"unit": "bits"}, "was 'bits'"),
-        ({"interval": "guess"}, "was 'guess'"),
-        ({"name": "a//b"}, "slash path"),
-        ({"tolerance": -1.0}, "tolerance must be >= 0"),
-        ({"n": 0}, "n >= 1"),
-        ({"values": (1.0,)}, "1 values need as many seeds, were 0"),
+        ({"unit": "bits"}, "unit must be one of"),
+        ({"value": math.nan}, "must be finite"),
+        ({"low": 90.0, "high": 95.0}, "must hold its value"),
+        ({"seed": 1}, "seeds must be distinct"),
     ],
 )
-def test_an_impossible_record_is_refused(fields, message):
+def test_what_cannot_be_is_refused(change, message):
+    rows = accuracies("softmax", [80.0, 81.5])
+    rows.loc[0, list(change)] = list(change.values())
     with pytest.raises(ValueError, match=message):
-        Record(**{"name": "gap", "value": 1.0, "low": 0.0, "high": 2.0} | fields)
+        results.tidy(rows)
 
 
-def test_values_and_seeds_must_pair():
-    with pytest.raises(ValueError, match="2 values for 3 seeds"):
-        from_seeds("gap", [1.0, 2.0], seeds=[0, 1, 2])
-    with pytest.raises(ValueError, match="0 values"):
-        from_seeds("gap", [], seeds=[])
-    with pytest.raises(ValueError, match="1 rows for 2 seeds"):
-        bootstrap("gap", [[1.0, 2.0]], seeds=[0, 1])
-    with pytest.raises(ValueError, match=r"not empty, was \(1, 0\)"):
-        bootstrap("gap", [])
+def test_equal_seeds_give_no_interval_of_width_zero():
+    twice = pd.concat([accuracies("softmax", [80.0])] * 2)
+    with pytest.raises(ValueError, match="distinct"):
+        results.over_seeds(twice)
 
 
-def test_a_name_is_taken_once():
-    with pytest.raises(ValueError, match="already in the book"):
-        book().add(exact("digits/entropy", 1.0))
+def test_columns_are_needed():
+    with pytest.raises(ValueError, match="need the columns metric, unit"):
+        results.tidy(pd.DataFrame({"value": [1.0]}))
 
 
-def test_get_names_what_there_is():
-    with pytest.raises(KeyError, match="digits/entropy"):
-        book().get("nothing")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda j, c: c.write_text(c.read_text().replace("80.0", "89.0")),
+        lambda j, c: c.write_bytes(c.read_bytes()[:-20]),
+        lambda j, c: c.unlink(),
+        lambda j, c: j.write_text(j.read_text()[:50]),
+        lambda j, c: j.write_text("[]"),
+        lambda j, c: j.write_text("null"),
+        lambda j, c: j.write_text("[" * 100_000 + "]" * 100_000),
+        lambda j, c: j.write_text(json.dumps(json.loads(j.read_text()) | {"parameters": 3})),
+        lambda j, c: j.write_bytes(b"\xff\xfe\x00"),
+    ],
+)
+def test_damaged_results_are_refused_by_name(tmp_path, damage):
+    written(tmp_path)
+    path = tmp_path / "results" / "03.json"
+    damage(path, path.with_suffix(".csv"))
+    with pytest.raises(ValueError, match=r"03\.json and its \.csv are no results .* run the notebook again"):
+        results.read(path)
 
 
-def test_books_survive_writing_and_reading(tmp_path):
-    made = book()
-    with made.clock("training"):
-        pass
-    with pytest.raises(RuntimeError), made.clock("training"):
-        raise RuntimeError
-    path = made.write(tmp_path)
-    assert path == tmp_path / "records" / "demo.json"
-    read = read_book(path)
-    assert read.records == made.records
-    assert (read.seeds, read.parameters, list(read.times)) == ([0, 1, 2], {"rate": 0.1}, ["training"])
-    assert read.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert os.uname().nodename not in path.read_text()
+def test_all_results_carry_their_run(tmp_path):
+    written(tmp_path / "a")
+    written(tmp_path / "b", notebook="04_other")
+    rows = results.read_all(tmp_path)
+    assert sorted(set(rows["notebook"])) == ["03", "04"]
+    assert set(rows["profile"]) == {"quick"}
+    assert len(rows) == 2 * len(ROWS)
+    assert len(results.read_all(tmp_path / "nothing")) == 0
 
 
-def test_output_goes_where_the_run_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("INFOCAM_OUTPUT", str(tmp_path / "run"))
-    assert book().write().parent == tmp_path / "run" / "records"
-    monkeypatch.delenv("INFOCAM_OUTPUT")
-    assert records.output_root().parts[-2:] == ("runs", "interactive")
+# Selecting and summarising
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"records": [{}]}', '{"records": 3, "notebook": "x"}'])
-def test_a_file_that_is_no_book_is_refused(tmp_path, content):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ValueError, match=r"x.json is not a file of records"):
-        read_book(tmp_path / "x.json")
-
-
-def test_table_shows_one_formatted_row_per_record():
-    table = book().table("digits/")
-    assert list(table.index) == ["digits/accuracy", "digits/entropy"]
-    assert table.loc["digits/accuracy", "value [95 %]"].startswith("91.00 [88.52, 93.48] %")
-
-
-def test_comparison_is_by_number_within_the_committed_tolerance():
-    assert compare_books(book(), book(shift=0.49)) == []  # seconds never count
-    (difference,) = compare_books(book(), book(shift=0.51))
-    assert "digits/accuracy: committed 91, now 91.51" in difference
-
-
-def test_comparison_names_what_is_missing_new_or_of_another_run():
-    fresh = book(seeds=(3, 4, 5), dataset="mnist")
-    fresh.add(exact("extra", 1.0))
-    del fresh.records["digits/entropy"]
-    found = "\n".join(compare_books(book(), fresh))
-    for part in ("dataset: committed 'digits'", "seeds: committed [0, 1, 2]", "digits/entropy: missing",
-                 "extra: not among"):  # fmt: skip
-        assert part in found
-
-
-def test_merging_runs_of_other_seeds_equals_one_run_of_all_seeds(tmp_path):
-    paths = [book(seeds=[s]).write(tmp_path / str(s)) for s in (0, 1, 2)]
-    merged = merge_books(paths[:2] + paths[2:])
-    assert merged.get("digits/accuracy") == book().get("digits/accuracy")
-    assert merged.seeds == [0, 1, 2]
-    assert merged.get("digits/entropy") == exact("digits/entropy", 1.25, "nats")
-
-
-def test_merging_refuses_what_does_not_belong_together(tmp_path):
-    first = book(seeds=[0]).write(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"seeds \[0\] are in two"):
-        merge_books([first, first])
-    with pytest.raises(ValueError, match="mnist"):
-        merge_books([first, book(seeds=[1], dataset="mnist").write(tmp_path / "b")])
-    with pytest.raises(ValueError, match="nothing to merge"):
-        merge_books([])
-    other = book(seeds=[1], shift=1.0)
-    with pytest.raises(ValueError, match=r"time/training.*differs"):
-        merge_books([first, other.write(tmp_path / "c")])
-    other.add(exact("extra", 1.0))
-    with pytest.raises(ValueError, match="'extra'"):
-        merge_books([first, other.write(tmp_path / "c")])
-
-
-def test_data_root_prefers_the_parameter_then_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("INFOCAM_DATA", str(tmp_path / "env"))
-    assert records.data_root(tmp_path / "given") == tmp_path / "given"
-    assert records.data_root() == tmp_path / "env"
-    monkeypatch.delenv("INFOCAM_DATA")
-    assert records.data_root().name == "data"
-    monkeypatch.setattr(storage, "checkout", lambda: None)
-    assert records.data_root() == Path.home() / ".cache" / "infocam"
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
-    path = records.atomic_write(tmp_path / "a" / "x.txt", "old")
-    with pytest.raises(FileNotFoundError), storage.replacing(path) as temporary:
-        temporary.write_text((path.parent / "missing").read_text())
-    assert path.read_text() == "old"
-    assert os.listdir(path.parent) == ["x.txt"]
-
-
-def test_a_cache_is_keyed_by_everything_in_the_key(tmp_path):
-    def get(key):
-        return cached("square", key, lambda: {"x": torch.tensor(key["n"] ** 2)}, tmp_path)["x"].item()
-
-    assert [get({"n": 2, "m": 1}), get({"n": 3, "m": 1}), get({"m": 1, "n": 2})] == [4, 9, 4]
-    assert len(list(tmp_path.glob("square-*.pt"))) == 2
-
-
-def test_a_cached_view_does_not_store_what_it_is_a_view_of(tmp_path):
-    cached("view", {}, lambda: {"x": torch.zeros(100_000)[:10]}, tmp_path)
-    assert next(tmp_path.glob("*.pt")).stat().st_size < 10_000
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a zip", None])
-def test_a_damaged_cache_file_is_made_again(tmp_path, damage):
-    def get():
-        return cached("ones", {}, lambda: {"x": torch.ones(1000)}, tmp_path)["x"]
-
-    get()
-    path = next(tmp_path.glob("*.pt"))
-    path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
-    assert torch.equal(get(), torch.ones(1000))
-    assert torch.load(path, weights_only=True)["x"].sum() == 1000
-
-
-def test_a_key_that_is_not_json_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="cache key of 'ones'"):
-        cached("ones", {"path": Path("x")}, dict, tmp_path)
-    with pytest.raises(TypeError, match="cache key of 'ones'"):
-        cached("ones", {"rate": math.nan}, dict, tmp_path)
-
-
-def _fill(folder, started):
-    def make():
-        started.put(os.getpid())
-        time.sleep(0.3)
-        return {"x": torch.ones(3)}
-
-    cached("shared", {}, make, folder)
-
-
-def test_two_processes_do_the_work_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    started = context.Queue()
-    workers = [context.Process(target=_fill, args=(tmp_path, started)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-        assert worker.exitcode == 0
-    started.get(timeout=5)
-    assert started.empty()
-
-
-def test_fingerprint_follows_the_code_not_its_layout(tmp_path):
-    a, b = tmp_path / "a.py", tmp_path / "b.py"
-    a.write_text("x = 1")
-    b.write_text("y = 1")
-    before = records.fingerprint(a, b)
-    assert before == records.fingerprint(str(a), b)
-    b.write_text('"""What y is."""\ny=1  # one\n')
-    assert records.fingerprint(a, b) == before
-    b.write_text("y = 2")
-    assert records.fingerprint(a, b) != before
-    assert records.fingerprint(storage) == records.fingerprint(storage.__file__)
-
-
-def test_progress_is_a_json_line_or_silence(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("INFOCAM_PROGRESS", raising=False)
-    records.report_progress("epoch", 1, 2)
-    monkeypatch.setenv("INFOCAM_PROGRESS", str(tmp_path / "p"))
-    records.report_progress("epoch", 1, 2)
-    records.report_progress("done")
-    lines = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
-    assert lines == [
-        {"text": "epoch", "done": 1, "total": 2},
-        {"text": "done", "done": None, "total": None},
+def test_selection_by_columns():
+    assert results.select(ROWS, method="infocam", than_method=None)["value"].tolist() == [61.0]
+    assert results.select(ROWS, method=["pc", "softmax"], few=3)["value"].tolist() == [
+        80,
+        81.5,
+        79,
+        82,
+        84.5,
+        83,
     ]
-    assert capsys.readouterr() == ("", "")
+    assert results.select(ROWS, nothing_like_it="x").empty
+    assert len(results.select(ROWS, nothing_like_it=None)) == len(ROWS)
 
 
-def test_provenance_has_no_git_outside_a_checkout(monkeypatch):
-    assert storage.git_commit() is None or len(storage.git_commit().split("+")[0]) == 40
-    monkeypatch.setattr(storage, "checkout", lambda: None)
-    assert records.provenance()["commit"] is None
+def test_interval_over_seeds_is_student_s():
+    low, high = results.interval([1.0, 2.0, 4.0])
+    reference = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval()
+    assert (low, high) == pytest.approx((reference.low, reference.high))
 
 
-RUN = Path(__file__).parents[1] / "results" / "cub-40-photos-stride16"
+def test_interval_of_a_share_stays_inside_and_agrees_where_the_border_is_far():
+    low, high = results.interval([98.5, 99.8, 99.9], share=True)
+    assert 0 < low < 99.4 < high < 100
+    near = results.interval([50.0, 50.1, 50.3], share=True)
+    assert near == pytest.approx(results.interval([50.0, 50.1, 50.3]), abs=1e-3)
+    assert results.interval([100.0, 100.0], share=True) == (100.0, 100.0)
+    assert all(math.isnan(end) for end in results.interval([3.0]))
 
 
-@pytest.fixture(scope="module")
-def rows() -> tuple[evidence.Evidence, evidence.Evidence]:
-    folder = RUN / "evidence"
-    return tuple(evidence.load(next(folder.glob(f"*-{part}-seed0.npz"))) for part in ("test", "heldout"))
+def test_summary_over_seeds_keeps_what_has_an_interval_of_its_own():
+    summary = results.over_seeds(ROWS)
+    assert len(summary) == 5
+    pc = results.select(summary, method="pc").iloc[0]
+    assert pc["value"] == pytest.approx(np.mean([82, 84.5, 83]))
+    assert (pc["seeds"], pc["interval"]) == (3, "t over seeds")
+    boot = results.select(summary, than_method="cam").iloc[0]
+    assert (boot["low"], boot["high"], boot["interval"]) == (0.5, 4.5, "bootstrap over images")
 
 
-@pytest.mark.parametrize("metric", ["gt_known", "top1_loc"])
-def test_localization_of_the_first_seed_recomputes_from_its_rows(rows, metric):
-    book = read_book(RUN / "04_infocam_localization.json")
-    test, heldout = rows
-    compared = 0
-    for variant in (v.name for v in test.variants if v.kind == "cam"):
-        record = book.get(f"cub-40-photos/{variant}/{metric}")
-        assert record.seeds[0] == 0
-        recomputed = 100 * scores.hits(test, heldout, variant, metric).mean()
-        assert record.values[0] == pytest.approx(recomputed, abs=1e-9), variant
-        compared += 1
-    assert compared == 16
+def test_difference_is_paired_within_the_seed():
+    lead = results.difference(ROWS, {"method": "pc"}, {"method": "softmax"})
+    assert lead["value"].tolist() == [2.0, 3.0, 4.0]
+    assert set(lead["unit"]) == {"points"}
+    assert set(lead["than_method"]) == {"softmax"}
+    shuffled = results.difference(
+        ROWS.sample(frac=1, random_state=0), {"method": "pc"}, {"method": "softmax"}
+    )
+    assert sorted(zip(shuffled["seed"], shuffled["value"], strict=True)) == [(0, 2.0), (1, 3.0), (2, 4.0)]
+    with pytest.raises(ValueError, match="no seed has both"):
+        results.difference(ROWS, {"method": "pc"}, {"method": "nwj"})
 
 
-def test_half_of_the_test_images_choose_and_the_others_are_scored(rows):
-    test, heldout = rows
-    assert len(test) + len(heldout) == 1108
-    assert not set(test.ids) & set(heldout.ids)
+# Comparing two runs
+
+
+def differences(old, new, tmp_path, **changes):
+    return results.compare(written(tmp_path / "old", old), written(tmp_path / "new", new, **changes))
+
+
+def moved(by, rows=ROWS, **columns):
+    rows = rows.copy()
+    rows.loc[results.select(rows, **columns).index, "value"] += by
+    return rows
+
+
+def test_a_run_agrees_with_itself(tmp_path):
+    assert differences(ROWS, ROWS, tmp_path) == []
+
+
+@pytest.mark.parametrize(("seeds", "n"), [(3, 1000), (3, 100_000), (1, 1000)])
+def test_tolerance_follows_from_images_and_seeds(tmp_path, seeds, n):
+    rows = accuracies("softmax", [80.0] * seeds, n=n)
+    bound = 3 * math.sqrt(2) * 100 * math.sqrt(0.8 * 0.2 / n / seeds)
+    assert differences(rows, moved(0.95 * bound, rows), tmp_path) == []
+    (found,) = differences(rows, moved(1.05 * bound, rows), tmp_path)
+    assert "committed 80" in found
+
+
+def test_exact_numbers_must_agree_to_rounding(tmp_path):
+    rows = ROWS.drop(columns=["low", "high"])
+    assert differences(rows, moved(1e-12, rows, method="exact"), tmp_path / "a") == []
+    assert len(differences(rows, moved(1e-6, rows, method="exact"), tmp_path / "b")) == 1
+
+
+def test_a_lost_sign_of_a_decided_difference_counts_although_it_is_near(tmp_path):
+    rows = ROWS.copy()
+    rows.loc[results.select(rows, than_method="cam").index, ["value", "low", "high"]] = [-0.5, -2.5, 1.5]
+    (found,) = differences(ROWS, rows, tmp_path)
+    assert "excluded 0" in found
+
+
+def test_what_only_one_side_has_counts(tmp_path):
+    fewer = ROWS[ROWS["method"] != "exact"]
+    assert any("not among the fresh" in line for line in differences(ROWS, fewer, tmp_path / "a"))
+    assert any("not among the committed" in line for line in differences(fewer, ROWS, tmp_path / "b"))
+
+
+def test_parameters_and_notebook_count(tmp_path):
+    assert differences(ROWS, ROWS, tmp_path / "a", recipe={"stride": 32}) != []
+    old, new = written(tmp_path / "b"), written(tmp_path / "c")
+    assert any(
+        line.startswith("notebook") for line in results.compare(old, replace(new, notebook="03_other"))
+    )
+
+
+def test_nan_never_agrees(tmp_path):
+    old, new = written(tmp_path / "b"), written(tmp_path / "c")
+    rows = new.rows.copy()
+    rows.loc[0, "value"] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        results.compare(old, replace(new, rows=rows))
+
+
+def test_seconds_and_choices_may_differ(tmp_path):
+    clock = pd.DataFrame(
+        {"metric": ["training", "threshold"], "unit": ["s", ""], "value": [3.0, 0.2], "seed": [0, 0]}
+    )
+    assert differences(clock, clock.assign(value=[9.0, 0.9]), tmp_path) == []
+
+
+# Words
+
+
+def test_two_different_settings_never_read_alike():
+    base = {
+        "dataset": "cub",
+        "backbone": "mobilenet_v2",
+        "weights": "imagenet",
+        "stride": 32,
+        "few": 10,
+        "head": "free",
+    }
+    other = [
+        {"stride": 16},
+        {"few": 3},
+        {"head": "decayed"},
+        {"weights": "birds"},
+        {"dataset": "tiny"},
+        {"many": 20},
+    ]
+    words = {results.setting_words(base | change) for change in [{}, *other, {"frozen": False}]}
+    assert len(words) == 1 + len(other) + 1
+
+
+def test_numbers_for_people():
+    row = {"value": -0.04, "low": -0.05, "high": 0.04, "unit": "points"}
+    assert results.number(row) == "0.0 [−0.1, 0.0] points".replace("−0.1", "−0.1")
+    assert results.number({"value": 1.2345678, "unit": "nats", "interval": "exact", "low": 1.2345678, "high": 1.2345678}) \
+        == "1.2346 nats"  # fmt: skip
+    assert "-" not in results.number(row)
+    words = results.difference_words({"method": "infocam", "against": "others", "region": 3, "padding": "full",
+                                      "than_method": "cam", "than_region": 3, "than_padding": "full"})  # fmt: skip
+    assert words == "infoCAM against the others' mean + 3×3 sum, full − CAM + 3×3 sum, full"

@@ -1,0 +1,517 @@
+"""The store: made once, whole or not at all, and never wrong; digests of code; files replaced in one step."""
+
+import errno
+import gc
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infocam_utils.data import store as module
+from infocam_utils.data.store import Draft, Store, code_digest
+
+KEY = {"n": 1000, "settings": {"rate": 0.1, "name": "ü"}, "list": [1, None, True]}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+class Maker:
+    """Counts its calls; makes one array in the draft and returns another."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, draft: Draft) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        draft.empty("counted", (4, 250), np.int32)[:] = np.arange(1000).reshape(4, 250)
+        return {"layer.0.weight": torch.linspace(0, 1, 12).reshape(3, 4)}
+
+
+def entry_of(store: Store) -> Path:
+    (folder,) = (path for path in store.folder.iterdir() if path.is_dir())
+    return folder
+
+
+def whole(arrays: dict[str, np.ndarray]) -> bool:
+    return (
+        sorted(arrays) == ["counted", "layer.0.weight"]
+        and np.array_equal(arrays["counted"], np.arange(1000, dtype=np.int32).reshape(4, 250))
+        and np.array_equal(arrays["layer.0.weight"], torch.linspace(0, 1, 12).reshape(3, 4).numpy())
+    )
+
+
+def test_an_entry_is_made_once_and_mapped_read_only(store: Store, tmp_path: Path) -> None:
+    make = Maker()
+    first, second = store.get("demo", KEY, make), Store(str(tmp_path)).get("demo", KEY, make)
+    assert make.calls == 1
+    for arrays in (first, second):
+        assert whole(arrays)
+        assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in arrays.values())
+    assert json.loads((entry_of(store) / "entry.json").read_text())["key"] == KEY
+
+
+def test_an_entry_is_found_by_everything_in_the_key_and_nothing_else(store: Store) -> None:
+    def get(kind: str, key: dict[str, object]) -> int:
+        return int(store.get(kind, key, lambda draft: {"x": np.array(10 * key["n"] + len(kind))})["x"])
+
+    assert [get("ab", {"n": 2, "m": 1}), get("ab", {"n": 3, "m": 1}), get("ab", {"m": 1, "n": 2})] == [
+        22,
+        32,
+        22,
+    ]
+    assert [get("abc", {"n": 2, "m": 1}), get("ab", {"n": 2, "m": 2}), get("ab", {"n": 2})] == [23, 22, 22]
+    assert len([path for path in store.folder.iterdir() if path.is_dir()]) == 5
+
+
+def test_shapes_and_kinds_of_numbers_come_back(store: Store) -> None:
+    given = {
+        "scalar": torch.tensor(3),
+        "none": np.zeros((0, 7), np.float32),
+        "flags": torch.tensor([True, False]),
+        "half": torch.ones(2, 3, dtype=torch.float16, requires_grad=True),
+        "turned": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "view": torch.arange(100_000)[10:20:2],
+    }
+    arrays = store.get("kinds", {}, lambda draft: given)
+    for name, value in given.items():
+        expected = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        assert arrays[name].dtype == expected.dtype
+        np.testing.assert_array_equal(arrays[name], expected, strict=True)
+    assert (entry_of(store) / "view.npy").stat().st_size < 1000  # not what it is a view of
+    copies = module.tensors(arrays)
+    copies["flags"].zero_()  # can be written, the file cannot
+    assert store.get("kinds", {}, Maker())["flags"].tolist() == [True, False]
+    assert copies["scalar"].shape == ()
+    assert copies["half"].dtype == torch.float16
+
+
+def test_a_key_that_is_not_json_is_refused(store: Store) -> None:
+    for value in (Path("x"), math.nan, {1, 2}, np.int64(3)):
+        with pytest.raises(TypeError, match="key of 'ones' must be made of finite numbers, strings"):
+            store.get("ones", {"value": value}, Maker())
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..\\x", "x\0"])
+def test_an_array_has_the_name_of_a_file(store: Store, name: str) -> None:
+    with pytest.raises(ValueError, match="must be a file name"):
+        store.get("names", {}, lambda draft: {name: np.zeros(1)})
+    with pytest.raises(TypeError, match="must hold numbers, got dtype object"):
+        store.get("names", {}, lambda draft: {"x": np.array([None])})
+
+
+def test_an_array_is_given_once(store: Store) -> None:
+    def make(draft: Draft) -> dict[str, np.ndarray]:
+        draft.empty("x", (np.int64(2), 3), np.float32)[:] = 1
+        return {"x": np.ones(2)} if twice else {}
+
+    twice = True
+    with pytest.raises(FileExistsError, match=r"x\.npy"):
+        store.get("once", {}, make)
+    twice = False
+    assert store.get("once", {}, make)["x"].shape == (2, 3)
+
+
+def test_an_entry_is_kept_when_it_is_the_reader_who_lacks_something(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    make = Maker()
+    store.get("demo", KEY, make)
+    monkeypatch.setattr(np, "load", exhausted)
+    with pytest.raises(OSError, match="too many open files"):
+        store.get("demo", KEY, make)
+    monkeypatch.undo()
+    assert whole(store.get("demo", KEY, make))
+    assert make.calls == 1
+
+
+def check_made_again(store: Store, damage: str) -> None:
+    make = Maker()
+    assert whole(store.get("demo", KEY, make)), damage
+    assert make.calls == 1, f"{damage} was not noticed"
+    assert whole(store.get("demo", KEY, make)), damage
+    assert make.calls == 1, f"{damage} was not mended"
+
+
+@pytest.mark.parametrize("file", ["counted.npy", "layer.0.weight.npy", "entry.json"])
+def test_a_file_cut_at_any_length_is_made_again(store: Store, file: str) -> None:
+    store.get("demo", KEY, Maker())
+    path = entry_of(store) / file
+    length = path.stat().st_size
+    for cut in sorted({0, 1, 5, 64, 127, 128, 129, *range(0, length, length // 12), length - 1}):
+        os.truncate(path, cut)
+        check_made_again(store, f"{file} cut to {cut} of {length} bytes")
+
+
+@pytest.mark.parametrize("file", ["counted.npy", "layer.0.weight.npy", "entry.json"])
+def test_flipped_bytes_are_noticed_wherever_they_are(store: Store, file: str) -> None:
+    store.get("demo", KEY, Maker())
+    path, rng = entry_of(store) / file, np.random.default_rng(0)
+    for place in rng.integers(0, path.stat().st_size, 60).tolist():
+        content = bytearray(path.read_bytes())
+        if file == "entry.json" and chr(content[place]).isspace():
+            continue  # blanks between values mean nothing
+        content[place] ^= 1 << int(rng.integers(0, 8))
+        path.write_bytes(content)
+        check_made_again(store, f"byte {place} of {file}")
+
+
+JUNK = ["", "not json", "null", "[]", "3", '{"files": {}}', '{"key": {}, "files": []}', "[" * 100_000, "\xff"]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+def test_a_description_of_another_form_is_made_again(store: Store, junk: str) -> None:
+    store.get("demo", KEY, Maker())
+    (entry_of(store) / "entry.json").write_text(junk, encoding="latin-1")
+    check_made_again(store, repr(junk[:20]))
+
+
+def test_files_that_are_missing_added_or_of_another_shape_are_made_again(store: Store) -> None:
+    store.get("demo", KEY, Maker())
+    entry = entry_of(store)
+    text = (entry / "entry.json").read_text()
+    for damage, act in {
+        "array missing": lambda: (entry / "counted.npy").unlink(),
+        "description missing": lambda: (entry / "entry.json").unlink(),
+        "array added": lambda: np.save(entry / "more.npy", np.zeros(3)),
+        "junk added": lambda: (entry / "x.tmp").write_text("x"),
+        "another shape": lambda: np.save(entry / "counted.npy", np.arange(1000, dtype=np.int32)),
+        "text for an array": lambda: (entry / "counted.npy").write_text("<html>"),
+        "folder for an array": lambda: ((entry / "counted.npy").unlink(), (entry / "counted.npy").mkdir()),
+        "another key": lambda: (entry / "entry.json").write_text(text.replace('"n": 1000', '"n": 1001')),
+        "all gone": lambda: shutil.rmtree(entry),
+        "a file in its place": lambda: (shutil.rmtree(entry), entry.write_text("x")),
+    }.items():
+        act()
+        check_made_again(store, damage)
+
+
+def test_fresh_makes_what_is_older_again_and_only_that(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Maker()
+    store.get("demo", KEY, make)
+    os.utime(entry_of(store) / "entry.json", (time.time() - 100,) * 2)
+    monkeypatch.setenv("INFOCAM_FRESH_SINCE", "")
+    store.get("demo", KEY, make)
+    assert make.calls == 1
+    monkeypatch.setenv("INFOCAM_FRESH_SINCE", str(time.time() - 50))
+    assert whole(store.get("demo", KEY, make))
+    assert make.calls == 2
+    store.get("demo", KEY, make)
+    assert make.calls == 2
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.suffix != ".lock")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.EIO, "disk")])
+def test_a_maker_that_fails_leaves_nothing(store: Store, error: BaseException) -> None:
+    def make(draft: Draft) -> None:
+        draft.empty("x", (10,), np.float32)[:] = 1
+        raise error
+
+    with pytest.raises(type(error)):
+        store.get("demo", KEY, make)
+    assert left(store.folder) == []
+    assert whole(store.get("demo", KEY, Maker()))
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(
+        OSError, match=r"No space left.*cache: make room, or name another data folder"
+    ) as caught:
+        store.get("demo", KEY, Maker())
+    assert caught.value.errno == errno.ENOSPC
+    assert left(store.folder) == []
+
+
+def test_space_is_reserved_unless_the_file_system_cannot(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(draft: Draft) -> None:
+        draft.empty("x", (1000, 1000), np.float32)
+        blocks.append((draft.folder / "x.npy").stat().st_blocks * 512)
+
+    blocks: list[int] = []
+    store.get("reserved", {}, sizes)
+    assert blocks[0] >= 4_000_000
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    assert whole(store.get("demo", KEY, Maker()))
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert whole(store.get("demo", {}, Maker()))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command here")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_in_an_error_and_not_in_a_signal(small_disk: Path) -> None:
+    store = Store(small_disk)
+    free = shutil.disk_usage(small_disk).free
+    for make in (
+        lambda draft: {"x": np.ones(1_000_000)},
+        lambda draft: draft.empty("x", (8_000_000,), np.uint8).fill(1),
+        lambda draft: {"a": np.ones(200_000), "b": np.ones(200_000)},  # 1.6 MB each: the second is too much
+    ):
+        with pytest.raises(OSError, match="make room") as caught:
+            store.get("large", {}, make)
+        assert caught.value.errno == errno.ENOSPC
+        assert left(store.folder) == []
+        del caught  # its traceback holds the memory maps
+    gc.collect()
+    assert shutil.disk_usage(small_disk).free > free - 50_000
+    assert whole(store.get("demo", KEY, Maker()))
+
+
+def _killed(folder: Path) -> None:
+    def make(draft: Draft) -> None:
+        draft.empty("x", (1000,), np.float64)
+        os._exit(9)
+
+    Store(folder).get("killed", {}, make)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_entry_and_work_in_progress_stays(
+    store: Store, tmp_path: Path
+) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
+    process.start()
+    process.join(30)
+    assert [path.suffix for path in store.folder.iterdir() if path.is_dir()] == [".draft"]
+
+    def outer(draft: Draft) -> dict[str, np.ndarray]:
+        draft.empty("x", (3,), np.float32)[:] = 1
+        inner = store.get("inner", {}, lambda inner: {"y": np.full(3, 2.0, np.float32)})
+        return {"y": inner["y"]}
+
+    arrays = store.get("outer", {}, outer)
+    assert [arrays["x"].tolist(), arrays["y"].tolist()] == [[1, 1, 1], [2, 2, 2]]
+    kinds = {path.name.split("-")[0] for path in store.folder.iterdir() if path.is_dir()}
+    assert kinds == {"inner", "outer"}
+
+
+def _slow(folder: Path, started: multiprocessing.Queue, seen: multiprocessing.Queue) -> None:
+    def make(draft: Draft) -> dict[str, np.ndarray]:
+        started.put(os.getpid())
+        time.sleep(0.3)
+        return {"x": np.arange(3)}
+
+    seen.put(Store(folder).get("shared", {}, make)["x"].tolist())
+
+
+def test_two_processes_do_the_work_once(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
+    started, seen = fork.Queue(), fork.Queue()
+    workers = [fork.Process(target=_slow, args=(tmp_path, started, seen)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert [seen.get(timeout=30) for _ in workers] == [[0, 1, 2]] * 3
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    started.get(timeout=5)
+    assert started.empty()
+
+
+def test_threads_do_the_work_once(store: Store) -> None:
+    make, results = Maker(), []
+    threads = [
+        threading.Thread(target=lambda: results.append(whole(store.get("demo", KEY, make)))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [True] * 4
+    assert make.calls == 1
+
+
+def test_arrays_in_use_outlive_their_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store.get("demo", KEY, Maker())
+    monkeypatch.setenv("INFOCAM_FRESH_SINCE", str(time.time() + 1000))
+    store.get("demo", KEY, lambda draft: {"x": np.zeros(5)})
+    assert whole(before)
+
+
+def test_data_root_prefers_the_parameter_then_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFOCAM_DATA", str(tmp_path / "env"))
+    assert module.data_root(tmp_path / "given") == Store(tmp_path / "given").root == tmp_path / "given"
+    assert Store().folder == tmp_path / "env" / "cache"
+    monkeypatch.delenv("INFOCAM_DATA")
+    assert module.data_root().name == "data"
+    monkeypatch.setattr(module, "checkout", lambda: None)
+    assert module.data_root() == Path.home() / ".cache" / "infocam"
+
+
+def test_output_root_prefers_the_parameter_then_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFOCAM_OUTPUT", str(tmp_path / "env"))
+    assert module.output_root(tmp_path / "given") == tmp_path / "given"
+    assert module.output_root() == tmp_path / "env"
+    monkeypatch.delenv("INFOCAM_OUTPUT")
+    monkeypatch.setattr(module, "checkout", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert module.output_root() == tmp_path / "runs" / "interactive"
+
+
+def test_a_write_that_fails_midway_leaves_the_old_content_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = module.atomic_write(tmp_path / "a" / "x.txt", "old content")
+    write = Path.write_bytes
+
+    def half(self: Path, content: bytes) -> None:
+        write(self, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="full"):
+        module.atomic_write(path, "the new content")
+    assert path.read_text() == "old content"
+    assert os.listdir(path.parent) == ["x.txt"]
+    monkeypatch.undo()
+    assert module.atomic_write(path, b"new").read_text() == "new"
+
+
+def test_file_digest_is_sha256_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert module.file_digest(tmp_path / "abc") == known
+
+
+PACKAGE = {
+    "__init__.py": "",
+    "root.py": "x = 1",
+    "alone.py": "x = 1",
+    "a/__init__.py": "from tiny.a import settings",
+    "a/settings.py": "x = 1",
+    "a/used.py": "import os\nfrom tiny import root",
+    "a/deep/__init__.py": "",
+    "a/deep/down.py": "from ...b.relative import value",
+    "b/__init__.py": "",
+    "b/relative.py": "from . import sibling\nvalue = 1",
+    "b/sibling.py": "def f():\n    import tiny.b.late as late",
+    "b/late.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tiny.b.types import T",
+    "b/types.py": "T = int",
+    "b/unused.py": "x = 1",
+    "start.py": '"""Doc."""\nfrom tiny.a.used import root as r, os\nfrom tiny.a.deep import down',
+    "lazy.py": "from tiny import anything",
+    "named.py": "import tiny",
+}
+BEHIND_START = {*PACKAGE} - {"alone.py", "b/unused.py", "lazy.py", "named.py"}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "tiny"
+    for name, text in PACKAGE.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setattr(module, "PACKAGE", folder)
+    code_digest.cache_clear()
+    yield folder
+    code_digest.cache_clear()
+
+
+def behind(folder: Path, *modules: str) -> set[str]:
+    """The files that change the digest of `modules` when their code changes."""
+    found = set()
+    code_digest.cache_clear()
+    before = code_digest(*modules)
+    for name in PACKAGE:
+        text = (folder / name).read_text()
+        (folder / name).write_text(text + "\nmore = 1\n")
+        code_digest.cache_clear()
+        if code_digest(*modules) != before:
+            found.add(name)
+        (folder / name).write_text(text)
+    return found
+
+
+def test_code_digest_follows_every_import_and_nothing_else(tiny: Path) -> None:
+    assert behind(tiny, "start") == BEHIND_START
+    assert behind(tiny, "alone") == {"__init__.py", "alone.py"}
+    assert behind(tiny, "b.types") == {"__init__.py", "b/__init__.py", "b/types.py"}
+    assert behind(tiny, "alone", "b.types") == behind(tiny, "alone") | behind(tiny, "b.types")
+    assert behind(tiny, "b") == {"__init__.py", "b/__init__.py"}
+    # What the root package is asked for by a name that is no module, any module may be behind.
+    assert behind(tiny, "lazy") == behind(tiny, "named") == behind(tiny) == {*PACKAGE}
+
+
+def test_code_digest_follows_the_code_not_its_layout(tiny: Path) -> None:
+    before = code_digest("start")
+    (tiny / "root.py").write_text('"""What x is."""\n\nx=1  # one\n')
+    code_digest.cache_clear()
+    assert code_digest("start") == before
+    (tiny / "root.py").write_text("x = 2")
+    assert code_digest("start") == before  # a process has one digest, as it has one version of the code
+    code_digest.cache_clear()
+    assert code_digest("start") != before
+
+
+def test_code_digest_refuses_what_is_not_there(tiny: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"tiny has no module 'b\.other'"):
+        code_digest("alone", "b.other")
+
+
+def test_the_digest_of_real_modules_holds_what_they_load() -> None:
+    """Every module of the package that importing one loads is among those that are digested."""
+    listing = (
+        "import sys; import infocam_utils.data.minibirds\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('infocam_utils')))"
+    )
+    out = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout
+    loaded = {module._file_of(name.split(".")[1:]) for name in out.split()}
+    assert loaded <= {*module._code_behind(("data.minibirds",))}
+
+
+def test_progress_is_a_json_line_or_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("INFOCAM_PROGRESS", raising=False)
+    module.report_progress("epoch", 1, 2)
+    monkeypatch.setenv("INFOCAM_PROGRESS", str(tmp_path / "p"))
+    module.report_progress("epoch", 1, 2)
+    module.report_progress("done")
+    assert [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()] == [
+        {"text": "epoch", "done": 1, "total": 2},
+        {"text": "done", "done": None, "total": None},
+    ]
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,220 @@
+"""What a run shows: the index page, exported notebooks, and notebooks cleaned to commit."""
+
+import base64
+import io
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image, PngImagePlugin
+
+from infocam_utils.reproduce import report, results
+
+MANIFEST = {
+    "name": "quick",
+    "command": "infocam run -p 'dataset=<b>'",
+    "started": "2030-01-01T10:00:00Z",
+    "finished": "2030-01-01T10:05:00Z",
+    "provenance": {"platform": "Linux x86_64", "cpu": "A <fast> one", "gpu": None},
+    "notebooks": {
+        "01_good": {"status": "done", "seconds": 12.3, "profile": "quick"},
+        "03_bad": {
+            "status": "failed",
+            "seconds": 4,
+            "profile": "quick",
+            "error": "ValueError: <script>",
+            "previous": ["results/03.json"],
+        },
+        "04_old": {"status": "running"},
+    },
+}
+
+
+def rows(*values):
+    return pd.DataFrame(
+        {"metric": "accuracy", "unit": "%", "seed": range(len(values)), "value": list(values), "n": 10_000}
+    )
+
+
+def write_results(folder, number, *values):
+    path = results.write(
+        f"{number}_x", rows(*values), parameters={"profile": "quick"}, output_dir=folder / "made"
+    )
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    for file in (path, path.with_suffix(".csv")):
+        file.rename(folder / "results" / file.name)
+
+
+def picture(alt=None):
+    notes = PngImagePlugin.PngInfo()
+    if alt:
+        notes.add_text("Description", alt)
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(stream, "PNG", pnginfo=notes)
+    return stream.getvalue()
+
+
+def committed(tmp_path, number, *values):
+    write_results(tmp_path / "c", number, *values)
+    target = tmp_path / "repo" / "results" / "quick"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (tmp_path / "c" / "results").iterdir():
+        file.rename(target / file.name)
+    return tmp_path / "repo" / "results"
+
+
+def test_the_index_says_first_what_was_run_then_whether_it_agrees(tmp_path):
+    out = tmp_path / "out"
+    for number, values in {"01": (80.0, 82.0), "03": (70.0,), "04": (50.0,)}.items():
+        write_results(out, number, *values)
+    committed(tmp_path, "01", 80.0, 82.0)
+    folder = committed(tmp_path, "03", 75.0)
+    (out / "html").mkdir()
+    (out / "html" / "01_good.html").write_text("")
+    (out / "figures").mkdir()
+    for name, alt in {"03_b": 'recall "x" < y', "01_a": "a curve", "01_none": None}.items():
+        (out / "figures" / f"{name}.png").write_bytes(picture(alt))
+    (out / "figures" / "05_damaged.png").write_bytes(b"none")
+    page = report.write_index(out, MANIFEST, folder).read_text()
+
+    places = [
+        page.index(text)
+        for text in (
+            "Profile quick; 2030-01-01T10:00:00Z to 2030-01-01T10:05:00Z;\nLinux x86_64, A &lt;fast&gt; one.",
+            "infocam run -p &#39;dataset=&lt;b&gt;&#39;",
+            '01_good: <span class="done">done</span>',
+            '04_old: <span class="running">running</span>',
+            "01: 1 of 1 numbers within tolerance",
+            "03: differs from the 1 committed numbers in",
+            "committed 75, now 70",
+            '<a href="html/01_good.html">01_good</a>',
+            "12 s",
+            "ValueError: &lt;script&gt;",
+            "What it made before is in previous/.",
+            "<h3>01</h3>",
+            'alt="a curve"',
+            "<figcaption>a curve</figcaption>",
+            'alt="01_none"',
+            "<h3>03</h3>",
+            'alt="recall &#34;x&#34; &lt; y"',
+            'alt="05_damaged"',
+        )
+    ]
+    assert places == sorted(places)
+    assert "04: " not in page.partition("<h2>Notebooks")[0].partition("committed results</h2>")[2]
+    assert page.count("<h3>") == 3
+    assert "<script" not in page
+
+
+def test_the_index_without_anything_to_compare_with_says_so(tmp_path):
+    page = report.write_index(tmp_path, MANIFEST, tmp_path / "nowhere" / "results").read_text()
+    assert "no committed results of the name quick" in page
+    assert "Scorecard" not in page
+    assert "Figures" not in page
+
+
+def test_committed_results_that_cannot_be_read_are_a_line_of_the_index(tmp_path):
+    write_results(tmp_path / "out", "01", 80.0)
+    folder = committed(tmp_path, "01", 80.0)
+    (folder / "quick" / "01.csv").write_text("cut")
+    page = report.write_index(tmp_path / "out", MANIFEST, folder).read_text()
+    assert "01: cannot be compared" in page
+    assert "run the notebook again" in page
+
+
+def test_the_index_reads_on_a_phone_and_shows_figures_large(tmp_path):
+    page = report.write_index(tmp_path, MANIFEST, tmp_path).read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    width = re.search(r"figure \{[^}]*width: (\d+)rem; max-width: 100%", page)
+    assert int(width[1]) * 16 >= 560
+    assert re.search(r"@media \(max-width: \d+rem\) \{\s+thead \{ display: none \}\s+table, [^}]*block", page)
+
+
+def test_the_scorecard_of_the_index_has_line_breaks_and_no_markup_from_its_text(tmp_path, monkeypatch):
+    claims = pytest.importorskip("infocam_utils.reproduce.claims")
+    (tmp_path / "claims.yml").write_text("claims: []")
+    asked = []
+    monkeypatch.setattr(claims, "scorecard", lambda *given: asked.append(given) or [])
+    text = "1 < 2<br>two\nthree\\nfour `x<y` **bold**"
+    monkeypatch.setattr(
+        claims, "table", lambda judged: pd.DataFrame([["It works", text]], columns=["A", "B"])
+    )
+    page = report.write_index(tmp_path / "out", MANIFEST, tmp_path / "results").read_text()
+    assert asked == [(tmp_path, tmp_path / "out", "quick")]
+    cell = "1 &lt; 2<br>two<br>three<br>four <code>x&lt;y</code> <strong>bold</strong>"
+    assert f'<td data-title="B">{cell}</td>' in page
+    assert "\\n" not in page
+
+    def wrong(*_):
+        raise ValueError("row x: <missing>")
+
+    monkeypatch.setattr(claims, "scorecard", wrong)
+    page = report.write_index(tmp_path / "out", MANIFEST, tmp_path / "results").read_text()
+    assert "The claims cannot be judged: row x: &lt;missing&gt;" in page
+
+
+def test_exported_figures_keep_their_alternative_text(tmp_path):
+    outputs = [
+        new_output("display_data", {"image/png": base64.b64encode(picture(alt)).decode()}, metadata=metadata)
+        for alt, metadata in (("map of <birds>", {}), (None, {"image/png": {"alt": "given"}}))
+    ]
+    nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "01_x.ipynb")
+    page = report.export_html(tmp_path / "01_x.ipynb", tmp_path / "01_x.html").read_text()
+    alts = re.findall(r'<img[^>]*alt="([^"]*)"', page)
+    assert alts == ["map of &lt;birds&gt;", "given"]
+
+
+GOOD = "profile = 'quick'\nseeds = [0, 1]"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    where = tmp_path / "repo" / "notebooks"
+    where.mkdir(parents=True)
+    cells = [new_markdown_cell("# Title"), new_code_cell(GOOD), new_code_cell("print(1)")]
+    cells[1].metadata["tags"] = ["parameters"]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"c{number}"
+    nbformat.write(new_notebook(cells=cells), where / "01_good.ipynb")
+    return where
+
+
+def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(folder, tmp_path):
+    source = folder / "01_good.ipynb"
+    executed = nbformat.read(source, as_version=4)
+    injected = new_code_cell("profile = 'quick'", metadata={"tags": ["injected-parameters"]})
+    executed.cells.insert(2, injected)
+    executed.metadata["papermill"] = {"output_path": "/secret/place"}
+    for number, cell in enumerate(c for c in executed.cells if c.cell_type == "code"):
+        cell["execution_count"], cell["id"] = number + 1, f"other{number}"
+        cell.metadata["papermill"] = {"start_time": "2030-01-01"}
+        cell.metadata["execution"] = {"iopub.status.busy": "2030-01-01"}
+    widget = {
+        "text/plain": "interactive()",
+        "application/vnd.jupyter.widget-view+json": {"model_id": "random"},
+    }
+    executed.cells[-1].outputs = [nbformat.v4.new_output("execute_result", widget, execution_count=9)]
+    path = tmp_path / "out" / "notebooks" / "01_good.ipynb"
+    path.parent.mkdir(parents=True)
+    nbformat.write(executed, path)
+
+    text = report.clean_notebook(path, source)
+    for trace in ("injected", "papermill", "2030", "/secret", "model_id", "other"):
+        assert trace not in text
+    cleaned = nbformat.reads(text, as_version=4)
+    nbformat.validate(cleaned)
+    assert [c.source for c in cleaned.cells] == [c.source for c in nbformat.read(source, as_version=4).cells]
+    assert [c.execution_count for c in cleaned.cells if c.cell_type == "code"] == [1, 2]
+    assert cleaned.cells[-1].outputs[0].execution_count == 2
+    assert cleaned.cells[1].metadata.tags == ["parameters"]
+
+    executed.cells[-1].outputs = [nbformat.v4.new_output("stream", text=f"in {tmp_path / 'out'}/x")]
+    nbformat.write(executed, path)
+    with pytest.raises(ValueError, match=r"cell \[2\] prints .* a path of this machine"):
+        report.clean_notebook(path, source)
+    executed.cells[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    nbformat.write(executed, path)
+    with pytest.raises(ValueError, match=r"cell \[2\] ends in E"):
+        report.clean_notebook(path, source)
