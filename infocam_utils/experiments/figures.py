@@ -26,7 +26,9 @@ MARKERS = "osD^vPX"
 
 
 def use_style() -> None:
-    """Set the house style: light grid, colour-blind palette, figures that are sharp on any screen."""
+    """Set the house style: light grid, colour-blind palette, sharp figures, tables that are not cut."""
+    for option, value in {"max_colwidth": None, "max_columns": None, "max_rows": 200, "width": 200}.items():
+        pd.set_option(f"display.{option}", value)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update(
         {
@@ -251,7 +253,7 @@ def recall_plane(table: pd.DataFrame) -> Figure:
         ax.set(title=name, xlabel="recall of common classes, %")
     axes[0, 0].plot([], [], "o", color="0.5", markersize=4, alpha=0.5, label="one seed")
     axes[0, 0].set(ylabel="recall of rare classes, %")
-    axes[0, 0].legend()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 
@@ -285,7 +287,7 @@ def trade_off(table: pd.DataFrame, tau: float | None = None) -> Figure:
         ax.set(title=name, xlabel="τ, weight of the log prior")
     axes[0, 0].plot([], [], "*", color="0.5", label="best τ")
     axes[0, 0].set(ylabel="%")
-    axes[0, 0].legend()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 

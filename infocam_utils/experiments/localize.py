@@ -679,6 +679,9 @@ def head_rows(recipe: Recipe, runs: Sequence[Run], data_dir: str | Path | None =
                 found, n = float(np.corrcoef(exact, estimated)[0, 1]), len(exact)
                 measured = {"value": found, "stderr": (1 - found**2) / math.sqrt(n), "n": n}
                 made.append(about | {"metric": "pmi_correlation"} | measured)
+    size = float(runs[0].prior.numel())
+    about = {"method": "exact", "metric": "classes", "unit": "", "value": size}
+    made.append(about | {"stderr": 0.0, "low": size, "high": size, "interval": "exact"})
     known = describe(recipe.dataset, data_dir).exact
     if known is not None:
         value = known.mutual_information(runs[0].prior)

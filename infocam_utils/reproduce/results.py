@@ -28,54 +28,21 @@ if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not 
     Row = Mapping[Any, Any] | pd.Series[Any]
 
 UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
-MEASURE = (
-    "seed",
-    "value",
-    "stderr",
-    "n",
-    "low",
-    "high",
-    "interval",
-)  # the rest says of what
+MEASURE = "seed value stderr n low high interval".split()
 PROPERTIES = (  # all that a row may say it is about, in the order of a table
-    *(
-        "run",
-        "notebook",
-        "profile",
-        "dataset",
-        "shares",
-        "labels",
-        "dimension",
-        "backbone",
-        "weights",
-        "stride",
-    ),
-    *(
-        "frozen",
-        "few",
-        "many",
-        "test",
-        "method",
-        "start",
-        "rule",
-        "tau",
-        "head",
-        "against",
-        "region",
-        "padding",
-    ),
-    *("mode", "marginal", "official", "images", "vector", "common_length", "metric", "unit"),
-)
+    "run notebook profile dataset shares labels dimension backbone weights stride frozen few many test "
+    "method start rule tau head against region padding marginal official images vector common_length "
+    "metric unit"
+).split()
+_THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a difference
 _INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector"}
 _NUMBERS = {"value", "stderr", "low", "high", "tau", "common_length"}
-_FLAGS = {"frozen"}
 # A choice that a table shows beside a number, not a measured number: it may jump where two are as good.
 CHOICES = ("threshold", "oracle_threshold")
 _PLACES = ("data_dir", "output_dir", "results_dir")  # where a run reads and writes, not what it computes
 PACKAGES = (
-    *("infocam", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "numba"),
-    *("lightning-fabric", "papermill", "nbconvert"),
-)
+    "infocam torch torchvision numpy scipy scikit-learn pandas numba lightning-fabric papermill nbconvert"
+).split()
 
 
 @dataclass(frozen=True)
@@ -105,27 +72,22 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lacking = {"metric", "unit", "value"} - set(rows.columns)
-    if lacking:
-        raise ValueError(
-            f"results need the columns {', '.join(sorted(lacking))}; there are {', '.join(rows.columns)}"
-        )
     made: dict[str, Any] = {}
     for name in map(str, rows.columns):
         base = name.removeprefix("than_")
         if base in _INTEGERS:
             made[name] = rows[name].astype("Float64").astype("Int64")
-        elif base in _FLAGS:
+        elif base == "frozen":
             made[name] = rows[name].astype("boolean")
         elif base in _NUMBERS:
             made[name] = rows[name].astype("float64")
         else:
             made[name] = rows[name].astype("object").where(rows[name].notna(), None)
     table = pd.DataFrame(made)
-    order = [*PROPERTIES[:-2], *(f"than_{name}" for name in PROPERTIES), *PROPERTIES[-2:], *MEASURE]
-    strange = sorted(set(table.columns) - set(order))
-    if strange:
-        raise ValueError(f"results have no columns {strange}; a property of a number is one of {PROPERTIES}")
+    order = [*PROPERTIES[:-2], *_THAN, *PROPERTIES[-2:], *MEASURE]
+    strange, lacking = sorted(set(table) - set(order)), sorted({"metric", "unit", "value"} - set(table))
+    if strange or lacking:
+        raise ValueError(f"results need the columns {lacking} and have no columns {strange}; known: {order}")
     table = table[[c for c in order if c in table]].dropna(axis="columns", how="all").reset_index(drop=True)
     _check(table)
     return table
@@ -231,24 +193,17 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = tidy(rows)
+    rows = tidy(rows).reindex(columns=[*keys(tidy(rows)), *MEASURE])
     names = keys(rows)
-    if "seed" not in rows:
-        return rows.assign(seeds=0)
-    whole = rows[rows["seed"].isna()]
     made = []
     for _, group in rows[rows["seed"].notna()].groupby(names, dropna=False, sort=False):
         low, high = interval(group["value"], share=group["unit"].iloc[0] == "%")
-        one = {name: group[name].iloc[0] for name in names}
-        one |= {"value": group["value"].mean(), "low": low, "high": high, "seeds": len(group)}
-        one["interval"] = "none" if len(group) == 1 else "t over seeds"
-        if "stderr" in rows:
-            one["stderr"] = group["stderr"].mean() / math.sqrt(len(group))
-        if "n" in rows:
-            one["n"] = group["n"].iloc[0]
-        made.append(one)
-    summary = pd.concat([pd.DataFrame(made), whole.assign(seeds=0).drop(columns="seed")], ignore_index=True)
-    return summary.astype({"seeds": int})[[*names, *(c for c in summary.columns if c not in names)]]
+        one = group.iloc[0].to_dict() | {"value": group["value"].mean(), "low": low, "high": high}
+        one |= {"stderr": group["stderr"].mean() / math.sqrt(len(group)), "seeds": len(group)}
+        made.append(one | {"interval": "t over seeds" if len(group) > 1 else "none"})
+    whole = rows[rows["seed"].isna()].assign(seeds=0)
+    summary = pd.concat([pd.DataFrame(made), whole], ignore_index=True) if made else whole
+    return summary.drop(columns="seed").astype({"seeds": int})
 
 
 def difference(rows: pd.DataFrame, first: Mapping[str, Any], second: Mapping[str, Any]) -> pd.DataFrame:
@@ -264,25 +219,18 @@ def difference(rows: pd.DataFrame, first: Mapping[str, Any], second: Mapping[str
     [{'than_method': 'softmax', 'value': 2.0, 'unit': 'points'}]
     """
     names = sorted({*first, *second})
-    sides = [
-        select(rows, **{n: given.get(n) for n in names}).drop(columns=[n for n in names if n in rows])
+    left, right = (
+        select(rows, **{n: given.get(n) for n in names}).drop(columns=names, errors="ignore")
         for given in (first, second)
-    ]
-    shared = [c for c in [*keys(sides[0]), "seed"] if c in sides[0]]
-    pairs = sides[0].merge(sides[1], on=shared, suffixes=("", "_2"))
+    )
+    pairs = left.merge(right, on=[*keys(left), "seed"], suffixes=("", "_2"))
     if pairs.empty:
-        raise ValueError(
-            f"no seed has both {dict(first)} and {dict(second)}; see the columns {', '.join(rows.columns)}"
-        )
-    made = pairs[shared].assign(value=pairs["value"] - pairs["value_2"])
-    if "stderr" in pairs:
+        raise ValueError(f"no seed has both {dict(first)} and {dict(second)}; there are {list(rows.columns)}")
+    made = pairs[[*keys(left), "seed", *(c for c in ("n",) if c in left)]]
+    made = made.assign(value=pairs["value"] - pairs["value_2"], unit=made["unit"].replace("%", "points"))
+    if "stderr" in left:
         made["stderr"] = (pairs["stderr"] ** 2 + pairs["stderr_2"] ** 2) ** 0.5
-    if "n" in pairs:
-        made["n"] = pairs["n"]
-    made["unit"] = made["unit"].replace("%", "points")
-    for name in names:
-        made[name], made[f"than_{name}"] = first.get(name), second.get(name)
-    return tidy(made)
+    return tidy(made.assign(**first, **{f"than_{n}": second.get(n) for n in names}))
 
 
 def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,13 +307,11 @@ def read(path: str | Path) -> Results:
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
-    """The rows of a .csv alone, in the common form."""
+    """The rows of a .csv alone, in the common form; an empty cell is not applicable, but for a unit."""
     import pandas as pd
 
     text = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return tidy(
-        text.where((text != "") | (text.columns == "unit"))
-    )  # an empty unit is one, else: not applicable
+    return tidy(text.where((text != "") | (text.columns == "unit")))
 
 
 def read_all(folder: str | Path) -> pd.DataFrame:
@@ -391,45 +337,28 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     """
     import pandas as pd
 
-    found = [
-        f"{what}: committed {old!r}, now {new!r}"
-        for what, old, new in (
-            ("notebook", committed.notebook, fresh.notebook),
-            ("profile", committed.profile, fresh.profile),
-            *(
-                (f"parameter {name}", committed.parameters.get(name), fresh.parameters.get(name))
-                for name in sorted({*committed.parameters, *fresh.parameters})
-            ),
-        )
-        if old != new
-    ]
-    old, new = (over_seeds(r.rows) for r in (committed, fresh))
-    names = sorted({*keys(old), *keys(new)} - {"seeds"})
-    tables = []
-    for table in (old, new):
-        table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES)].reindex(
-            columns=sorted({*table.columns, *names, "stderr", "n", "low", "high"})
-        )
-        identity = ["|".join("" if pd.isna(v) else str(v) for v in row) for row in table[names].to_numpy()]
-        tables.append(table.set_axis(identity))
-    old, new = tables
-    for missing, where in (
-        (old.index.difference(new.index), "fresh"),
-        (new.index.difference(old.index), "committed"),
-    ):
-        table = old if where == "fresh" else new
-        found += [f"{_told(table.loc[i, names])}: not among the {where} results" for i in missing]
-    for i in old.index.intersection(new.index):
-        a, b = old.loc[i], new.loc[i]
-        allowed = _tolerance(a)
-        apart = abs(a["value"] - b["value"])
-        decided = a["unit"] == "points" and (a["low"] > 0 or a["high"] < 0)
-        if not apart <= allowed:
-            found.append(f"{_told(a[names])}: committed {a['value']:.6g}, now {b['value']:.6g}, "
-                         f"more than {allowed:.2g} apart")  # fmt: skip
-        elif decided and a["value"] * b["value"] < 0:
-            found.append(f"{_told(a[names])}: {a['value']:.3g} excluded 0 and is now {b['value']:.3g}")
-    return found
+    about = {"notebook": (committed.notebook, fresh.notebook), "profile": (committed.profile, fresh.profile)}
+    for name in sorted({*committed.parameters, *fresh.parameters}):
+        about[f"parameter {name}"] = (committed.parameters.get(name), fresh.parameters.get(name))
+    found = [f"{k}: committed {then!r}, now {now!r}" for k, (then, now) in about.items() if then != now]
+    sides = []
+    for one in (committed, fresh):
+        table = over_seeds(one.rows).reindex(columns=[*PROPERTIES, *_THAN, *MEASURE, "seeds"])
+        table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES)]
+        told = [_told(row) for row in table[[*PROPERTIES, *_THAN]].to_dict("records")]
+        sides.append(dict(zip(told, table.to_dict("records"), strict=True)))
+    old, new = sides
+    found += [f"{name}: not among the fresh results" for name in old.keys() - new.keys()]
+    found += [f"{name}: not among the committed results" for name in new.keys() - old.keys()]
+    for name in old.keys() & new.keys():
+        then, now, allowed = old[name], new[name]["value"], _tolerance(old[name])
+        decided = then["unit"] == "points" and not pd.isna(then["low"]) and then["low"] * then["high"] > 0
+        if not abs(then["value"] - now) <= allowed:
+            apart = f"more than {allowed:.2g} apart"
+            found.append(f"{name}: committed {then['value']:.6g}, now {now:.6g}, {apart}")
+        elif decided and then["value"] * now < 0:
+            found.append(f"{name}: {then['value']:.3g} excluded 0 and is now {now:.3g}")
+    return sorted(found)
 
 
 def _tolerance(row: Row) -> float:
@@ -469,20 +398,6 @@ AGAINST = {
     "others": "the others' mean",
     "least_likely": "the least likely class",
     "runner_up": "the runner-up",
-}
-METRICS = {
-    "accuracy": "accuracy",
-    "per_class_accuracy": "per-class accuracy",
-    "rare_recall": "recall of rare classes",
-    "common_recall": "recall of common classes",
-    "mutual_information": "mutual information",
-    "error": "error",
-    "gt_known": "GT-known Loc",
-    "top1_loc": "Top-1 Loc",
-    "max_box_acc_v2": "MaxBoxAccV2",
-    "worst_error": "worst error",
-    "mean_error": "mean error",
-    "pmi_correlation": "correlation of PMI",
 }
 
 

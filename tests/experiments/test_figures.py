@@ -1,163 +1,205 @@
-"""Figures: what they show is what was given, and every saved one says in words what it shows."""
+"""Figures: what they show is what the table says, and every saved one says in words what it shows."""
 
 import math
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 mpl.use("Agg")
 
-from infocam_utils.experiments import figures as plotting
-from infocam_utils.reproduce import report as reports
-from infocam_utils.reproduce.claims import Finding
-from infocam_utils.reproduce.results import Record
+from infocam_utils.experiments import figures
 
 
 @pytest.fixture(autouse=True)
 def _close():
     with mpl.rc_context():
-        plotting.use_style()
+        figures.use_style()
         yield
     plt.close("all")
 
 
+def dots(ax) -> list[tuple[float, float]]:
+    """Positions of all dots that have an error bar or could have one."""
+    return [tuple(map(float, np.ravel(c.lines[0].get_xydata()))) for c in ax.containers]
+
+
+def bars(ax) -> list[np.ndarray]:
+    """The ends of every error bar."""
+    return [np.array(part.get_segments()[0]) for c in ax.containers for part in c.lines[2]]
+
+
 def test_a_saved_figure_carries_its_alternative_text_and_nothing_of_the_moment(tmp_path):
+    table = pd.DataFrame({"label": ["a"], "value": [2.0], "low": [1.5], "high": [2.5]})
     for name in ("one", "two"):
-        fig = plotting.interval_plot([("a", 1.0, 2.0, 1.5, 2.5)], "%")
-        plotting.save(fig, name, alt="Ours is twice the paper's, µ.", output_dir=tmp_path)
+        figures.save(figures.intervals(table, "%"), name, alt="Ours is twice theirs, µ.", output_dir=tmp_path)
     first, second = (tmp_path / "figures" / f"{name}.png" for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
-    assert reports.figure_caption(first) == "Ours is twice the paper's, µ."
     with Image.open(first) as image:
+        assert image.info["Description"] == "Ours is twice theirs, µ."
         assert "Software" not in image.info
-        assert image.info["dpi"][0] == pytest.approx(110, abs=0.1)
 
 
 def test_a_figure_goes_to_the_runs_output(tmp_path, monkeypatch):
     monkeypatch.setenv("INFOCAM_OUTPUT", str(tmp_path))
-    plotting.save(plt.figure(), "x", alt="Empty.")
+    figures.save(plt.figure(), "x", alt="Empty.")
     assert (tmp_path / "figures" / "x.png").exists()
 
 
 def test_a_figure_without_alternative_text_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'x' needs an alternative text"):
-        plotting.save(plt.figure(), "x", alt=" ", output_dir=tmp_path)
+        figures.save(plt.figure(), "x", alt=" ", output_dir=tmp_path)
 
 
-def test_interval_plot_draws_the_given_ends_and_no_bar_for_no_interval():
-    fig = plotting.interval_plot(
-        [
-            ("a", 55.8, 50.0, 48.0, 53.0),
-            ("b", None, 40.0, -math.inf, math.inf),
-            ("c", 1.0, None, math.nan, math.nan),
-        ],
-        "Top-1 Loc, %",
+def test_intervals_draw_the_given_ends_and_no_bar_for_no_interval():
+    table = pd.DataFrame(
+        {
+            "label": ["known", "single seed"],
+            "value": [50.0, 40.0],
+            "low": [48.0, math.nan],
+            "high": [53.0, math.nan],
+            "paper": [55.8, math.nan],
+        }
     )
-    (ax,) = fig.axes
-    bars = [line.get_segments()[0] for c in ax.containers if c.has_xerr for line in c.lines[2]]
-    assert [segment[:, 0].tolist() for segment in bars] == [[48.0, 53.0]]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "c"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["paper", "ours, 95 % interval"]
-    with pytest.raises(ValueError, match="at least one row"):
-        plotting.interval_plot([], "%")
+    (ax,) = figures.intervals(table, "Top-1 Loc, %").axes
+    assert dots(ax) == [(50.0, 0.0), (40.0, 1.0)]
+    (bar,) = bars(ax)
+    assert bar[:, 0].tolist() == [48.0, 53.0]
+    diamonds = [line for line in ax.lines if line.get_marker() == "D" and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in diamonds] == [55.8]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["known", "single seed"]
 
 
-def test_scorecard_has_a_panel_per_unit():
-    def row(name, paper, unit, *values):
-        findings = [
-            SimpleNamespace(value=Record("v", v, v - 1, v + 1, unit), dataset="d", profile="quick")
-            for v in values
-        ]
-        return SimpleNamespace(claim=SimpleNamespace(id=name, paper=paper, unit=unit), findings=findings)
-
-    fig = plotting.scorecard(
-        [row("loc", 55.8, "%", 50.0, 52.0), row("mi", 0.0, "nats"), row("direction", None, "%", 3.0)]
-    )
-    assert [ax.get_xlabel() for ax in fig.axes] == ["%", "nats"]
-    assert [len(ax.get_yticklabels()) for ax in fig.axes] == [2, 1]
-    with pytest.raises(ValueError, match="no record to draw"):
-        plotting.scorecard([row("direction", None, "%", 3.0)])
+def test_intervals_of_several_panels_and_kinds_are_told_apart():
+    table = pd.DataFrame({"label": list("abc"), "value": [1.0, 2.0, 3.0], "low": 0.0, "high": 4.0})
+    table = table.assign(part=["x", "x", "y"], head=["free", None, "free"])
+    fig = figures.intervals(table, "points", panel="part", colour="head", zero="better")
+    assert [ax.get_title() for ax in fig.axes] == ["x", "y"]
+    assert [len(dots(ax)) for ax in fig.axes] == [2, 1]
+    legend = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert legend == ["free", "no head"]
+    assert fig.axes[-1].get_xlabel().endswith("better →")
 
 
-def test_differences_stand_beside_a_line_at_zero():
-    record = Record("d/a_minus_b/hits", 3.0, 1.0, 5.0, "%")
-    found = Finding("d", "quick", None, record, "direction only")
-    nothing = Finding("d", "quick", None, None, "not attempted")
-    (ax,) = plotting.differences(
-        [SimpleNamespace(claim=SimpleNamespace(id="x"), findings=[found, nothing])]
-    ).axes
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["x · d · a − b"]
-    assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines)
+def test_an_empty_table_is_refused():
+    with pytest.raises(ValueError, match="no row to draw"):
+        figures.intervals(pd.DataFrame({"label": [], "value": []}), "%")
 
 
-def test_recall_plane_has_every_seed_and_the_mean():
-    (ax,) = plotting.recall_plane({"birds": {"softmax": ([80, 90], [40, 60])}}).axes
-    seeds, mean = ax.lines
-    assert list(zip(seeds.get_xdata(), seeds.get_ydata(), strict=True)) == [(80, 40), (90, 60)]
-    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == (85, 50)
+def test_values_by_dimension_stand_at_their_value_beside_the_truth():
+    made = [("balanced", 1, 1.0), ("imbalanced", 1, 1.1), ("imbalanced", 2, 1.2)]
+    table = pd.DataFrame(made, columns=["shares", "dimension", "value"]).assign(label="ours")
+    truth = pd.concat([table, table.iloc[:1].assign(dimension=2)])
+    left, right = figures.by_dimension(table, "nats", truth=truth).axes
+    assert [y for _, y in dots(left)] == [1.0]
+    assert [y for _, y in dots(right)] == [1.1, 1.2]
+    assert [x for x, _ in dots(right)] == [0.0, 1.0]
 
 
-def test_trade_off_marks_the_best_of_each_measure():
-    curve = {"tau": np.array([0.0, 0.5, 1.0]), "accuracy": np.array([[1, 2, 3.0]]),
-             "per_class_accuracy_all": np.array([[3, 2, 1.0], [5, 2, 1.0]])}  # fmt: skip
-    (ax,) = plotting.trade_off({"birds": curve}).axes
-    stars = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "*"]
-    assert stars == [(1.0, 3.0), (0.0, 4.0)]
+def test_rules_put_dots_at_their_rule_and_bayes_as_bars():
+    made = [
+        ("accuracy", r, label, v)
+        for r, label, v in [("map", "Bayes", 80), ("map", "softmax", 79), ("ml", "softmax", 77)]
+    ]
+    table = pd.DataFrame(made, columns=["metric", "rule", "label", "value"])
+    ax = figures.rules(table).axes[0]
+    assert [(round(x), y) for x, y in dots(ax)] == [(0, 79.0), (1, 77.0)]
+    (bar,) = [c for c in ax.collections if c.get_segments() and c.get_segments()[0][0][1] == 80]
+    assert bar is not None
+
+
+def test_learning_curves_are_means_over_seeds():
+    curves = pd.DataFrame({"dimension": 1, "label": "MINE", "step": [20, 20, 40, 40], "seed": [0, 1, 0, 1]})
+    ax = figures.learning_curves(curves.assign(error=[-0.2, -0.1, -0.05, -0.03])).axes[0]
+    line = next(line for line in ax.lines if line.get_label() == "MINE")
+    assert line.get_ydata() == pytest.approx([-0.15, -0.04])
+
+
+def test_pmi_along_a_line_has_both_curves_of_every_class():
+    x = np.linspace(-1, 1, 5)
+    (ax,) = figures.pmi_along_line(x, x**2, np.zeros((5, 2)), np.ones((5, 2)), "title").axes
+    assert sorted({float(line.get_ydata()[0]) for line in ax.lines}) == [0.0, 1.0]
+    assert len(ax.lines) == 4
+
+
+def test_recall_plane_has_a_dot_per_seed_and_the_mean():
+    made = [
+        ("d", "PC", s, m, v + s) for s in (0, 2) for m, v in (("common_recall", 90.0), ("rare_recall", 50.0))
+    ]
+    table = pd.DataFrame(made, columns=["dataset", "label", "seed", "metric", "value"])
+    seeds, mean, *_ = figures.recall_plane(table).axes[0].lines
+    assert seeds.get_xydata().tolist() == [[90.0, 50.0], [92.0, 52.0]]
+    assert mean.get_xydata().tolist() == [[91.0, 51.0]]
+
+
+def test_trade_off_stars_the_best_and_marks_a_setting():
+    table = pd.DataFrame({"dataset": "d", "tau": [0.0, 0.5, 1.0], "seed": 0, "value": [60.0, 80.0, 70.0]})
+    table = table.assign(test="training_shares", metric="accuracy")
+    other = table.assign(test="all", metric="per_class_accuracy", value=[3.0, 2.0, 1.0])
+    (ax,) = figures.trade_off(pd.concat([table, other]), tau=0.9).axes
+    stars = [
+        line.get_xydata()[0].tolist()
+        for line in ax.lines
+        if line.get_marker() == "*" and len(line.get_xdata())
+    ]
+    assert stars == [[0.5, 80.0], [0.0, 3.0]]
+    marked = [line.get_xydata()[0].tolist() for line in ax.lines if line.get_marker() == "o"]
+    assert marked == [[1.0, 70.0], [1.0, 1.0]]
 
 
 def test_localization_curve_marks_the_chosen_and_the_best_threshold():
-    curves = {"CAM": torch.tensor([[10.0, 30.0, 20.0], [12.0, 34.0, 24.0]])}
-    (ax,) = plotting.localization_curve([0.1, 0.2, 0.3], curves, {"CAM": 2}).axes
-    marks = {
-        line.get_marker(): (line.get_xdata(), line.get_ydata())
+    curves = {"CAM": [[10.0, 40.0, 20.0], [20.0, 50.0, 30.0]]}
+    (ax,) = figures.localization_curve([0.1, 0.2, 0.3], curves, {"CAM": 2}).axes
+    (chosen,) = [
+        line.get_xydata()[0].tolist()
         for line in ax.lines
-        if len(line.get_xdata()) == 1
-    }
-    assert marks["o"] == ([0.3], [22.0])
-    assert marks["*"] == ([0.2], [32.0])
+        if line.get_marker() == "o" and len(line.get_xdata())
+    ]
+    (best,) = [
+        line.get_xydata()[0].tolist()
+        for line in ax.lines
+        if line.get_marker() == "*" and len(line.get_xdata())
+    ]
+    assert chosen == [0.3, 25.0]
+    assert best == [0.2, 45.0]
 
 
-def test_gauge_curve_has_a_line_per_method_over_the_lengths():
-    (ax,) = plotting.gauge_curve([0.0, 0.5], {"CAM": [50.0, 40.0], "infoCAM": [55.0, 55.0]}).axes
-    assert [list(line.get_ydata()) for line in ax.lines] == [[50.0, 40.0], [55.0, 55.0]]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.5"]
+def test_gauge_curve_is_the_mean_over_vectors():
+    table = pd.DataFrame({"label": "CAM", "common_length": [0.0, 0.0, 4.0, 4.0], "vector": [0, 1, 0, 1]})
+    (ax,) = figures.gauge_curve(table.assign(value=[70.0, 70.0, 40.0, 50.0])).axes
+    assert ax.lines[0].get_ydata() == pytest.approx([70.0, 45.0])
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "4"]
 
 
-def test_transfer_curve_draws_the_oracle_as_a_line():
-    found = pd.DataFrame(
-        {"images": [5, 50], "gt_known": [40.0, 50], "low": [30, 45], "high": [50, 52], "oracle": 53.0}
+def test_transfer_curve_ends_in_the_oracle():
+    table = pd.DataFrame({"label": "CAM", "images": [5, 10, None], "value": [50.0, 55.0, 60.0]})
+    (ax,) = figures.transfer_curve(table.assign(low=[40.0, 50.0, None], high=[60.0, 58.0, None])).axes
+    assert ax.lines[0].get_ydata() == pytest.approx([50.0, 55.0])
+    assert ax.lines[1].get_ydata() == [60.0, 60.0]
+
+
+def test_gallery_draws_boxes_at_their_pixels_and_white_at_zero():
+    images = np.full((2, 3, 8, 8), 127, np.uint8)
+    maps = np.array([[[-2.0, 1.0]], [[0.0, 0.5]]])
+    fig = figures.gallery(
+        images, maps, boxes=[[1, 2, 5, 7]] * 2, truths=[[0, 0, 8, 8]] * 2, titles=["a", "b"]
     )
-    (ax,) = plotting.transfer_curve({"CAM": found}).axes
-    assert list(ax.lines[0].get_ydata()) == [40.0, 50.0]
-    assert list(ax.lines[1].get_ydata()) == [53.0, 53.0]
-    assert ax.get_xscale() == "log"
+    assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
+    true, ours = fig.axes[0].patches
+    assert (ours.get_x(), ours.get_y(), ours.get_width(), ours.get_height()) == (1, 2, 4, 5)
+    assert true.get_width() == 8
+    assert [ax.images[1].get_clim() for ax in fig.axes] == [(-2.0, 2.0), (-0.5, 0.5)]
 
 
-def test_gallery_draws_both_boxes_at_their_pixels():
-    images = torch.zeros(3, 3, 20, 10, dtype=torch.uint8)
-    boxes = torch.tensor([[1.0, 2.0, 5.0, 8.0]] * 3)
-    fig = plotting.gallery(images, torch.rand(3, 4, 4), boxes, boxes + 1, titles=["a", "b", "c"], columns=2)
-    assert len(fig.axes) == 4
-    truth, ours = fig.axes[0].patches
-    assert (truth.get_xy(), truth.get_width(), truth.get_height()) == ((2.0, 3.0), 4.0, 6.0)
-    assert (ours.get_xy(), ours.get_linestyle()) == ((1.0, 2.0), "--")
-    assert fig.axes[2].get_title() == "c"
-    assert all(image.get_extent() == [0, 10, 20, 0] for image in fig.axes[0].images)
-    with pytest.raises(ValueError, match=r"were \(3, 20, 10\)"):
-        plotting.gallery(images[0])
+def test_gallery_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\)"):
+        figures.gallery(np.zeros((2, 8, 8)))
 
 
-def test_pmi_scatter_states_the_correlation():
-    exact = np.array([0.0, 1.0, 2.0, 3.0])
-    fig = plotting.pmi_scatter(exact, {"PC": 2 * exact + 1, "softmax": -exact})
-    assert [ax.get_title() for ax in fig.axes] == ["PC: r = 1.00", "softmax: r = -1.00"]
-
-
-def test_the_palette_can_be_told_apart_in_grey_or_by_marker():
-    assert len({tuple(np.round(color, 3)) for color in plotting.PALETTE}) == 10
+def test_pmi_scatter_tells_the_correlation():
+    exact = np.array([0.0, 1.0, 2.0])
+    (ax,) = figures.pmi_scatter(exact, 2 * exact).axes
+    assert ax.get_title() == "correlation 1.00"

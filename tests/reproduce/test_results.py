@@ -1,4 +1,4 @@
-"""Tidy results: the common form, written and read, intervals over seeds, paired differences, comparison, words."""
+"""Tidy results: the common form, files, intervals over seeds, paired differences, comparison, words."""
 
 import json
 import math
@@ -26,16 +26,24 @@ ROWS = pd.concat(
         accuracies("pc", [82.0, 84.5, 83.0], dataset="birds", few=3),
         pd.DataFrame(
             {
-                **{"dataset": ["birds"] * 3, "method": ["exact", "infocam", "infocam"], "unit": ["nats", "points", "%"]},
-                **{"metric": ["mutual_information", "gt_known", "gt_known"], "value": [1 / 3, 2.5, 61.0]},
-                **{"than_method": [None, "cam", None], "against": [None, "others", "others"], "region": [None, 3, 3]},
-                **{"low": [1 / 3, 0.5, 58.0], "high": [1 / 3, 4.5, 64.0], "stderr": [0.0, 1.02, 1.5]},
-                **{"interval": ["exact", "bootstrap over images", "bootstrap over images"], "n": [None, 500, 500]},
+                "dataset": ["birds"] * 3,
+                "method": ["exact", "infocam", "infocam"],
+                "against": [None, "others", "others"],
+                "region": [None, 3, 3],
+                "than_method": [None, "cam", None],
+                "metric": ["mutual_information", "gt_known", "gt_known"],
+                "unit": ["nats", "points", "%"],
+                "value": [1 / 3, 2.5, 61.0],
+                "low": [1 / 3, 0.5, 58.0],
+                "high": [1 / 3, 4.5, 64.0],
+                "stderr": [0.0, 1.02, 1.5],
+                "interval": ["exact", "bootstrap over images", "bootstrap over images"],
+                "n": [None, 500, 500],
             }
         ),
     ],
     ignore_index=True,
-)  # fmt: skip
+)
 PARAMETERS = {"profile": "quick", "seeds": [0, 1, 2], "recipe": {"stride": 16}, "weights": None}
 
 
@@ -51,9 +59,9 @@ def test_rows_come_back_bit_equal_with_their_types(tmp_path):
     assert written(tmp_path).rows.equals(results.tidy(ROWS))
     text = (tmp_path / "results" / "03.csv").read_text()
     assert repr(1 / 3) in text  # every digit
-    again = results.write("03_task", results.read_rows(tmp_path / "results" / "03.csv"), parameters=PARAMETERS,
-                          output_dir=tmp_path / "again")  # fmt: skip
-    assert again.with_suffix(".csv").read_text() == text
+    rows = results.read_rows(tmp_path / "results" / "03.csv")
+    written(tmp_path / "again", rows)
+    assert (tmp_path / "again" / "results" / "03.csv").read_text() == text
 
 
 def test_all_parameters_and_no_place_of_this_machine_are_kept(tmp_path):
@@ -97,7 +105,7 @@ def test_equal_seeds_give_no_interval_of_width_zero():
 
 
 def test_columns_are_needed():
-    with pytest.raises(ValueError, match="need the columns metric, unit"):
+    with pytest.raises(ValueError, match=r"need the columns \['metric', 'unit'\]"):
         results.tidy(pd.DataFrame({"value": [1.0]}))
 
 
@@ -281,11 +289,11 @@ def test_two_different_settings_never_read_alike():
 
 
 def test_numbers_for_people():
-    row = {"value": -0.04, "low": -0.05, "high": 0.04, "unit": "points"}
-    assert results.number(row) == "0.0 [−0.1, 0.0] points".replace("−0.1", "−0.1")
-    assert results.number({"value": 1.2345678, "unit": "nats", "interval": "exact", "low": 1.2345678, "high": 1.2345678}) \
-        == "1.2346 nats"  # fmt: skip
-    assert "-" not in results.number(row)
-    words = results.difference_words({"method": "infocam", "against": "others", "region": 3, "padding": "full",
-                                      "than_method": "cam", "than_region": 3, "than_padding": "full"})  # fmt: skip
-    assert words == "infoCAM against the others' mean + 3×3 sum, full − CAM + 3×3 sum, full"
+    row = {"value": -0.04, "low": -0.06, "high": 0.04, "unit": "points"}
+    assert results.number(row) == "0.0 [−0.1, 0.0] points"  # no negative zero, a real minus
+    exact = {"value": 1.2345678, "low": 1.2345678, "high": 1.2345678, "interval": "exact", "unit": "nats"}
+    assert results.number(exact) == "1.2346 nats"
+    row = {"method": "infocam", "against": "others", "region": 3, "padding": "full"}
+    row |= {"than_method": "cam", "than_region": 3, "than_padding": "full"}
+    words = "infoCAM against the others' mean + 3×3 sum, full − CAM + 3×3 sum, full"
+    assert results.difference_words(row) == words
