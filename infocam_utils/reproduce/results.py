@@ -78,7 +78,7 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
         if base in _INTEGERS:
             made[name] = rows[name].astype("Float64").astype("Int64")
         elif base == "frozen":
-            made[name] = rows[name].astype("boolean")
+            made[name] = rows[name].replace({"True": True, "False": False}).astype("boolean")
         elif base in _NUMBERS:
             made[name] = rows[name].astype("float64")
         else:

@@ -22,8 +22,8 @@ def accuracies(method, values, n=1000, **more):
 
 ROWS = pd.concat(
     [
-        accuracies("softmax", [80.0, 81.5, 79.0], dataset="birds", few=3),
-        accuracies("pc", [82.0, 84.5, 83.0], dataset="birds", few=3),
+        accuracies("softmax", [80.0, 81.5, 79.0], dataset="birds", few=3, frozen=False),
+        accuracies("pc", [82.0, 84.5, 83.0], dataset="birds", few=3, frozen=False),
         pd.DataFrame(
             {
                 "dataset": ["birds"] * 3,
