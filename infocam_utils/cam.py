@@ -7,6 +7,9 @@ spatial mean of `(W_y − W_y') · F`. That map is infoCAM; summed over a region
 One vector added to every row of `W` moves all logits of an image alike: the softmax does not change, nor does
 infoCAM, but CAM, `W_y · F`, does. That common vector is the gauge. Training decides how large it is, the task
 does not: under weight decay the rows sum to zero. `zero_sum` takes it away and `with_common_vector` adds one.
+
+Shapes: features (B, C, h, w), what enters the global average pooling; weight (K, C), of the linear layer;
+labels (B,) integers, the class y of each image; logits (B, K). What does not fit is a ValueError.
 """
 
 from __future__ import annotations
@@ -15,36 +18,25 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infocam_utils.classifiers.adapt import adapt, disagreement, evaluation_mode
+from infocam_utils.information import check_choice, check_labels
 
-Against = Literal["others", "least_likely", "runner_up"] | None
+Rival = Literal["others", "least_likely", "runner_up"]
+Against = Rival | None
 Padding = Literal["same", "full"]
 
 
 def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
-    """The map of every class, `einsum('kc,bchw->bkhw', weight, features)` (Zhou et al. 2016).
+    """The map of every class, `einsum('kc,bchw->bkhw', weight, features)` (Zhou et al. 2016): (B, K, h, w).
 
-    Parameters
-    ----------
-    features : (B, C, h, w), what enters the global average pooling
-    weight : (K, C), of the linear layer
+    Signed. The spatial mean plus the bias is the logit. `info_cam` needs no map of every class.
 
-    Returns
-    -------
-    (B, K, h, w), signed. The spatial mean plus the bias is the logit. `info_cam` needs no map of every class.
-
-    Raises
-    ------
-    ValueError : shapes that do not fit, an empty batch
-
-    Examples
-    --------
     >>> class_activation_maps(torch.ones(1, 2, 1, 3), torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist()
     [[[[1.0, 1.0, 1.0]], [[2.0, 2.0, 2.0]]]]
     """
@@ -59,63 +51,35 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 def contrast_weights(
     weight: Tensor, labels: Tensor, against: Against, logits: Tensor | None = None
 ) -> Tensor:
-    """The weight vector whose map is drawn for each image: `W_y`, or `W_y` minus that of the rival.
+    """The weight vector whose map is drawn for each image, (B, C): `W_y`, or `W_y` minus that of the rival.
 
-    `others` subtracts the mean of the other K − 1 rows, `least_likely` and `runner_up` the row of the class
-    with the smallest or largest logit *except y*: were y its own rival, the map would be zero.
-    Stacked to (V, B, C), vectors of several heads and rivals read the features once for all their maps,
-    `einsum('vbc,bchw->bvhw', vectors, features)`.
+    The rival is None for CAM; `others`, the mean of the other K − 1 rows; `least_likely` or `runner_up`, the
+    row of the class with the smallest or largest logit *except y*: were y its own rival, the map would be
+    zero. These two need the logits. In place of the weight, the biases (K, 1) or transposed logits (K, N)
+    give their contrast. Stacked to (V, B, C), vectors of several heads and rivals read the features once for
+    all their maps, `einsum('vbc,bchw->bvhw', vectors, features)`.
 
-    Parameters
-    ----------
-    weight : (K, D); the linear layer's weight, or its bias or the transposed logits as a matrix
-    labels : (B,) class y of each image
-    against : `others`, `least_likely`, `runner_up`, or None for CAM
-    logits : (B, K), which `least_likely` and `runner_up` need
-
-    Returns
-    -------
-    (B, D)
-
-    Raises
-    ------
-    ValueError : labels out of range, logits missing, of the wrong shape or not finite, fewer than two classes
-
-    Examples
-    --------
     >>> weight, logits = torch.tensor([[6.0], [1.0], [3.0]]), torch.tensor([[0.0, 2.0, 1.0]])
     >>> [contrast_weights(weight, torch.tensor([0]), a, logits).item()
     ...  for a in (None, "others", "least_likely", "runner_up")]
     [6.0, 4.0, 3.0, 5.0]
     """
     classes = len(weight)
-    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.ndim != 1 or not integers:
-        raise ValueError(f"labels must be (B,) integers, were {tuple(labels.shape)} of {labels.dtype}")
+    check_labels(labels, classes)
+    if logits is not None and logits.shape != (len(labels), classes):
+        raise ValueError(f"logits must be ({len(labels)}, {classes}), were {tuple(logits.shape)}")
+    if logits is not None and not logits.isfinite().all():
+        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"logits of images {bad[:5]} of the batch are not finite; check input and weights")
     labels = labels.to(weight.device, torch.int64)
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        span = f"{int(labels.min())}..{int(labels.max())}"
-        raise ValueError(f"labels must lie in 0..{classes - 1}, the rows of weight, were in {span}")
-    if logits is not None:
-        if logits.shape != (len(labels), classes):
-            expected = (len(labels), classes)
-            raise ValueError(f"logits must be (B, K) = {expected}, were {tuple(logits.shape)}")
-        if not logits.isfinite().all():
-            bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-            raise ValueError(
-                f"logits of images {bad[:5]} of the batch are not finite; check the input and weights"
-            )
-    own = weight[labels]  # (B, D)
+    own = weight[labels]  # (B, C)
     if against is None:
         return own
+    check_choice("against", against, get_args(Rival))
     if classes < 2:
-        raise ValueError(
-            f"a contrast needs at least 2 classes, weight has {classes}; pass against=None for CAM"
-        )
+        raise ValueError(f"a contrast needs at least 2 classes, got {classes}; pass against=None for CAM")
     if against == "others":
         return own - (weight.sum(0) - own) / (classes - 1)
-    if against not in ("least_likely", "runner_up"):
-        raise ValueError(f"against must be 'others', 'least_likely', 'runner_up' or None, was {against!r}")
     if logits is None:
         raise ValueError(f"against={against!r} depends on the image; pass logits=model(images)")
     sign = 1 if against == "runner_up" else -1
@@ -124,22 +88,19 @@ def contrast_weights(
 
 
 def region_sum(maps: Tensor, region: int, padding: Padding = "same") -> Tensor:
-    """Sum every map over the `region` x `region` cells around each cell, zero outside: the "+" of infoCAM+.
+    """Sum (B, h, w) maps over the `region` x `region` cells around each cell, zero outside: infoCAM's "+".
 
     `full` pads by `region` − 1 as the official code does (region 4 on CUB, 3 on Tiny-ImageNet) and the map
     grows to h + region − 1; stretched over the image, what it shows shrinks by h / (h + region − 1).
     `same` keeps the size; an even region reaches one cell further right and down than left and up.
 
-    Examples
-    --------
     >>> region_sum(torch.tensor([[[1.0, 2.0, 3.0]]]), 2, "full")
     tensor([[[1., 3., 5., 3.],
              [1., 3., 5., 3.]]])
     """
+    check_choice("padding", padding, get_args(Padding))
     if region < 1:
         raise ValueError(f"region must be at least 1 cell, was {region}; 1 leaves the map as it is")
-    if padding not in ("same", "full"):
-        raise ValueError(f"padding must be 'same' or 'full', was {padding!r}")
     if region == 1:
         return maps
     before, after = (region - 1, region - 1) if padding == "full" else ((region - 1) // 2, region // 2)
@@ -158,27 +119,11 @@ def info_cam(
 ) -> Tensor:
     """infoCAM: the map of class y minus that of its rival, summed over a region if `region` > 1 (infoCAM+).
 
-    Parameters
-    ----------
-    features : (B, C, h, w), what enters the global average pooling
-    weight : (K, C), of the linear layer
-    labels : (B,) class y of each image
-    against : the rival: the mean of the `others`, the `least_likely` class, the `runner_up`; None gives CAM
-    logits : (B, K), needed by `least_likely` and `runner_up`
-    region, padding : see `region_sum`
+    `against` and `logits` as in `contrast_weights`, `region` and `padding` as in `region_sum`. The result is
+    (B, h, w), or larger with `full` padding; signed, in nats of PMI difference. Without region sum, its
+    spatial mean plus the difference of biases is `f_y − f_rival` (completeness). Where the rows of the weight
+    sum to zero, as weight decay makes them, `others` is K / (K − 1) times CAM.
 
-    Returns
-    -------
-    (B, h, w), or (B, h + region − 1, w + region − 1) with `full` padding; signed, in nats of PMI difference.
-    Without region sum, its spatial mean plus the difference of biases is `f_y − f_rival` (completeness).
-    Where the rows of `weight` sum to zero, as weight decay makes them, `others` is K / (K − 1) times CAM.
-
-    Raises
-    ------
-    ValueError : shapes that do not fit, labels out of range, missing logits, an unknown option
-
-    Examples
-    --------
     >>> features, weight = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), torch.eye(2)
     >>> info_cam(features, weight, torch.tensor([0]))
     tensor([[[ 1., -1.]]])
@@ -193,20 +138,17 @@ def info_cam(
 
 
 def feature_norm_maps(features: Tensor) -> Tensor:
-    """Euclidean norm of the features at each cell, a map that knows no class: (B, C, h, w) → (B, h, w).
+    """Euclidean norm of the features at each cell, a map that knows no class: (B, h, w).
 
     >>> feature_norm_maps(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1))
     tensor([[[5.]]])
     """
-    if features.ndim != 4:
-        raise ValueError(
-            f"features must be (B, C, h, w), were {tuple(features.shape)}; take them before pooling"
-        )
+    _check(features)
     return features.norm(dim=1)
 
 
 def common_share(weight: Tensor) -> float:
-    """Norm of the mean row over the root mean square norm of the rows (K, C): how much of W is gauge.
+    """Norm of the mean row over the root mean square norm of the rows: how much of the weight is gauge.
 
     0 where the rows sum to zero, 1 where all are the same.
 
@@ -252,23 +194,13 @@ class CamOutput:
 class InfoCAM:
     """infoCAM of any classifier that ends in global average pooling and one linear layer.
 
-    In the `with` block the model is in evaluation mode; afterwards every submodule has its own mode back,
-    also after an exception. No hooks, no gradients, one pass per batch in the model's device and dtype. For
-    the first batch of every image size the model itself sees the first image too: the logits must be its own.
+    The model is a `Classifier`, or a torchvision or user model that `adapt` accepts; the options are those of
+    `info_cam`. In the `with` block the model is in evaluation mode; afterwards every submodule has its own
+    mode back, also after an exception. No hooks, no gradients, one pass per batch in the model's device and
+    dtype. For the first batch of every image size the model itself sees the first image too: the logits must
+    be its own, or else it is no mean of maps at that size. A RuntimeError says that it was used outside its
+    block, or that layers of the model were replaced since.
 
-    Parameters
-    ----------
-    model : a `Classifier`, or a torchvision or user model that `adapt` accepts
-    against, region, padding : see `info_cam`
-
-    Raises
-    ------
-    ValueError : the model has another form, an unknown option, images or labels that do not fit, images of a
-        size at which the model is no mean of maps
-    RuntimeError : used outside its block, or layers of the model were replaced since
-
-    Examples
-    --------
     >>> from infocam_utils import Classifier
     >>> model = Classifier(nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 20))
     >>> with InfoCAM(model, against="least_likely") as cam:
@@ -304,9 +236,7 @@ class InfoCAM:
             raise RuntimeError("use it inside its block: with InfoCAM(model) as cam: output = cam(images)")
         if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
             found = f"{tuple(images.shape)} of {images.dtype}"
-            raise ValueError(
-                f"images must be (B, 3, H, W), floating and not empty, were {found}; normalise them first"
-            )
+            raise ValueError(f"images must be floating (B, 3, H, W), not empty, were {found}; normalise them")
         adapted = self.model is not self.classifier
         if adapted and list(self.model.modules()) != self._layers:
             raise RuntimeError(
@@ -326,20 +256,19 @@ class InfoCAM:
 
     def _check_size(self, images: Tensor, logits: Tensor) -> None:
         """Refuse images of a size at which the adapted logits are not the model's."""
-        name, size, one = self.classifier.name, tuple(images.shape[1:]), images[:1]
+        size, one = tuple(images.shape[1:]), images[:1]
         if size in self._sizes:
             return
         remedy = "use images of the size it was made for, or give it nn.AdaptiveAvgPool2d(1) as its pooling"
         try:
             own = self.model(one)
         except Exception as error:  # the model's own code, which may raise anything
-            raise ValueError(f"{name} fails on images of {size} ({error}); {remedy}") from error
-        off = disagreement(logits[:1], own)
+            raise ValueError(f"the model fails on images of {size} ({error}); {remedy}") from error
         # A batch may be rounded otherwise than one image (TF32, bfloat16): then compare like with like.
-        off = off and disagreement(self.classifier(one), own)
+        off = disagreement(logits[:1], own) and disagreement(self.classifier(one), own)
         if off:
             raise ValueError(
-                f"on images of {size} the logits of {name} are not those of the mean of its maps (off by "
+                f"on images of {size} the model's logits are not those of the mean of its maps (off by "
                 f"{off:.1e}), as its pooling leaves cells out; {remedy}"
             )
         self._sizes.add(size)
@@ -357,10 +286,10 @@ def _moved(head: nn.Linear, vector: Tensor) -> nn.Linear:
     return moved
 
 
-def _check(features: Tensor, weight: Tensor) -> None:
+def _check(features: Tensor, weight: Tensor | None = None) -> None:
     if features.ndim != 4 or features.numel() == 0:
-        raise ValueError(f"features must be (B, C, h, w) and not empty, were {tuple(features.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
-        raise ValueError(
-            f"weight must be (K, {features.shape[1]}) for these features, was {tuple(weight.shape)}"
-        )
+        shape = tuple(features.shape)
+        raise ValueError(f"features must be (B, C, h, w), not empty and not pooled, were {shape}")
+    if weight is not None and (weight.ndim != 2 or weight.shape[1] != features.shape[1]):
+        shape = tuple(weight.shape)
+        raise ValueError(f"weight must be (K, {features.shape[1]}) for these features, was {shape}")

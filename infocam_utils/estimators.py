@@ -19,6 +19,8 @@ from infocam_utils.information import Estimate, check_choice, check_labels
 CriticKind = Literal["mine", "nwj", "infonce"]
 Marginal = Literal["exact", "shuffle"]
 
+PARTS = 10  # of the samples, whose scatter gives the standard error of the nearest-neighbour estimate
+
 
 def critic_terms(
     critic: Tensor,
@@ -26,9 +28,8 @@ def critic_terms(
     kind: CriticKind,
     marginal: Marginal = "exact",
     prior: Tensor | None = None,
-    seed: int = 0,
 ) -> Tensor:
-    """Per-sample terms whose mean is a variational lower bound on I(X; Y), for a critic T.
+    """Per-sample terms, (N,) nats, whose mean is a variational lower bound on I(X; Y), for a critic T.
 
     With ``Z(x) = E_{y ~ p(y)} exp T(x, y)``:
 
@@ -38,23 +39,9 @@ def critic_terms(
     - "infonce": ``T − log Z`` with the batch's own labels (van den Oord et al. 2018). This is log PC-softmax
       under the batch's class shares.
 
-    Parameters
-    ----------
-    critic : (N, K) values T(x_i, k)
-    labels : (N,)
-    marginal : "exact", Z summed over the classes with their shares; "shuffle", Z = exp T(x_i, y_j) with j
-        from a permutation of the batch. "infonce" always sums over all labels of the batch.
-    prior : (K,) class shares for "exact"; None is the batch's own
-    seed : of the permutation
-
-    Returns
-    -------
-    (N,) nats
-
-    Raises
-    ------
-    ValueError
-        On an unknown option, shapes that do not fit, or labels out of range.
+    ``critic`` holds T(x_i, k), (N, K), and labels are (N,). For the marginal "exact", Z is summed over the
+    classes with their shares ``prior`` (K,), or the batch's own shares for None; for "shuffle", Z is
+    exp T(x_i, y_j) with j from a fixed permutation of the batch; "infonce" always sums over its labels.
 
     >>> critic_terms(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), "nwj").mean()
     tensor(0.)
@@ -62,10 +49,8 @@ def critic_terms(
     check_choice("kind", kind, get_args(CriticKind))
     check_choice("marginal", marginal, get_args(Marginal))
     if critic.ndim != 2 or labels.shape != critic.shape[:1]:
-        raise ValueError(
-            f"critic must be (N, K) and labels (N,), got {tuple(critic.shape)} and {tuple(labels.shape)};"
-            " evaluate the critic for every class"
-        )
+        found = f"{tuple(critic.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"critic must be (N, K), for every class, and labels (N,), got {found}")
     check_labels(labels, critic.shape[1])
     joint = critic.gather(1, labels[:, None])[:, 0]  # (N,)
     if kind == "infonce" or marginal == "exact":
@@ -73,7 +58,7 @@ def critic_terms(
             prior = torch.bincount(labels, minlength=critic.shape[1]) / len(labels)
         log_z = torch.logsumexp(critic + prior.to(critic).log(), 1)  # (N,); an absent class adds exp(−∞) = 0
     else:
-        other = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        other = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         log_z = critic.gather(1, labels[other][:, None])[:, 0]
     if kind == "infonce":
         return joint - log_z
@@ -83,50 +68,30 @@ def critic_terms(
     return joint - log_mean_z - ((log_z - log_mean_z).exp() - 1)
 
 
-def nearest_neighbour_mi(
-    x: Tensor, y: Tensor, neighbours: int = 3, blocks: int = 10, seed: int = 0
-) -> Estimate:
-    """Nearest-neighbour estimate of I(X; Y) (Ross 2014) on a one-dimensional projection, by scikit-learn.
+def nearest_neighbour_mi(x: Tensor, y: Tensor) -> Estimate:
+    """Estimate I(X; Y) in nats by 3 nearest neighbours (Ross 2014) of a one-dimensional projection.
 
-    x is projected on the first principal axis of the class means. That loses nothing when they lie on a line
-    and the classes are spherical Gaussians of one width.
-
-    Parameters
-    ----------
-    x, y : (N, d) points and (N,) labels
-    blocks : the standard error comes from the estimates on so many disjoint parts
-
-    Returns
-    -------
-    Estimate
-        Nats; the value uses all samples.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or there are fewer than 2 blocks or 100 samples per block.
+    x (N, d) is projected on the first principal axis of the means of the classes y (N,). That loses nothing
+    when they lie on a line and the classes are spherical Gaussians of one width. The value, scikit-learn's,
+    uses all samples; the standard error comes from the estimates on 10 disjoint parts. Raises ValueError for
+    less than 100 samples a part.
 
     >>> y = torch.arange(4000) % 2
     >>> x = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0)) + 20 * y[:, None]
     >>> round(nearest_neighbour_mi(x, y).value, 2)  # log 2
     0.69
     """
-    if x.ndim != 2 or y.shape != x.shape[:1] or blocks < 2 or len(x) < 100 * blocks:
-        raise ValueError(
-            f"x must be (N, d) and y (N,) with N at least 100 for each of 2 or more blocks, got "
-            f"{tuple(x.shape)}, {tuple(y.shape)} and {blocks} blocks; pass more samples or fewer blocks"
-        )
+    if x.ndim != 2 or y.shape != x.shape[:1] or len(x) < 100 * PARTS:
+        found = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"x must be (N, d) and y (N,) with N at least {100 * PARTS}, got {found}")
     means = torch.stack([x[y == k].double().mean(0) for k in y.unique()])
     axis = torch.linalg.svd(means - means.mean(0), full_matrices=False).Vh[0]
-    projected, labels = (x.double() @ axis)[:, None].numpy(), y.numpy()  # (N, 1)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).numpy()
+    projected = (x.double() @ axis)[:, None]  # (N, 1)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 
-    def estimate(part: slice) -> float:
-        rows = order[part]
-        return float(
-            mutual_info_classif(projected[rows], labels[rows], n_neighbors=neighbours, random_state=seed)[0]
-        )
+    def estimate(rows: Tensor) -> float:
+        points, labels = projected[rows].numpy(), y[rows].numpy()
+        return float(mutual_info_classif(points, labels, n_neighbors=3, random_state=0)[0])
 
-    value, parts = estimate(slice(None)), [estimate(slice(b, None, blocks)) for b in range(blocks)]
-    stderr = float(torch.tensor(parts).std()) / math.sqrt(blocks)
-    return Estimate(value, stderr, len(x))
+    parts = torch.tensor([estimate(order[part::PARTS]) for part in range(PARTS)])
+    return Estimate(estimate(order), float(parts.std()) / math.sqrt(PARTS), len(x))

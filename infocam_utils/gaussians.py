@@ -26,19 +26,11 @@ GRID = np.linspace(-12.0, 12.0, 2401)
 
 
 class GaussianMixture:
-    """K classes with unit-covariance Gaussian densities; owns its truth.
+    """K classes with unit-covariance Gaussian densities in ``dimension`` d ≥ 1; owns its truth.
 
-    Parameters
-    ----------
-    dimension : d ≥ 1
-    balanced : 10,000 training samples per class, or else 5,000 · (1, 2, …, K) as in the paper
-    means : (K, d) class means, or (K,) values that shift every coordinate alike; None is the paper's
-        0, 2, −2, 4, −4
-    counts : (K,) training samples per class, instead of ``balanced``
-
-    Attributes
-    ----------
-    means : (K, d) float64; train_counts : (K,) int64; prior : (K,) float64, the shares of ``train_counts``
+    ``means`` are (K, d), or (K,) values that shift every coordinate alike; None is the paper's. Training
+    samples per class are ``counts`` (K,), or as in the paper 10,000 if ``balanced``, or else 5,000 times
+    1, 2, …, K. They are kept in ``train_counts``, and their shares in ``prior`` (K,) float64.
 
     >>> mixture = GaussianMixture(dimension=1)
     >>> round(mixture.mutual_information(), 4), round(mixture.bayes_accuracy(), 4)
@@ -58,7 +50,7 @@ class GaussianMixture:
         if given.ndim == 1:
             given = given[:, None].expand(-1, dimension)
         fits = given.ndim == 2 and given.shape[1] == dimension and len(given) >= 2
-        if not fits or not bool(given.isfinite().all()):
+        if not (fits and given.isfinite().all()):
             raise ValueError(
                 f"means must be finite, of shape (K, {dimension}) or (K,) with K at least 2, got "
                 f"{tuple(given.shape)}; give one row per class"
@@ -75,10 +67,8 @@ class GaussianMixture:
     ) -> tuple[Tensor, Tensor]:
         """Draw pairs: x (N, d) float32 and y (N,) int64.
 
-        Parameters
-        ----------
-        n : an int, labels drawn from the prior; or (K,) counts, exactly that many of each class, in order
-        generator : of the CPU; None uses torch's global one
+        For an int n labels are drawn from the prior; (K,) counts are exactly that many of each class, in
+        order. The generator is one of the CPU; None is torch's global one.
 
         >>> x, y = GaussianMixture(2).sample(3, torch.Generator().manual_seed(0))
         >>> x.shape, y.shape
@@ -94,22 +84,14 @@ class GaussianMixture:
         return self.means.float()[y] + noise, y
 
     def pointwise_mutual_information(self, x: Tensor) -> Tensor:
-        """Exact ``log p(x|y) − log Σ_j π_j p(x|j)`` for every class, in nats.
-
-        Parameters
-        ----------
-        x : (N, d)
-
-        Returns
-        -------
-        (N, K) float64
+        """Exact ``log p(x|y) − log Σ_j π_j p(x|j)`` of x (N, d) for every class, in nats: (N, K) float64.
 
         >>> GaussianMixture(1, means=[0.0, 0.0]).pointwise_mutual_information(torch.zeros(1, 1))
         tensor([[0., 0.]], dtype=torch.float64)
         """
         if x.ndim != 2 or x.shape[1] != self.dimension or len(x) == 0:
             raise ValueError(f"x must be (N, {self.dimension}) with N at least 1, got {tuple(x.shape)}")
-        if not bool(x.isfinite().all()):
+        if not x.isfinite().all():
             raise ValueError("x must be finite, got NaN or infinity; drop those rows")
         # −½|x|² is common to all classes and cancels in the ratio.
         likelihood = x.double() @ self.means.T - self.means.square().sum(1) / 2  # (N, K)
@@ -119,12 +101,7 @@ class GaussianMixture:
         """Exact I(X; Y) in nats by quadrature over the sufficient projection, error below 1e-8.
 
         ``I = Σ_k π_k ∫ φ(z) [−z²/2 − log Σ_j π_j exp(−(z + m_k − m_j)²/2)] dz`` with m the projected means,
-        by the trapezoidal rule.
-
-        Raises
-        ------
-        ValueError
-            If the class means do not lie on one line.
+        by the trapezoidal rule. Raises ValueError if the class means do not lie on one line.
 
         >>> round(GaussianMixture(10, balanced=False).mutual_information(), 4)
         1.4868
@@ -138,13 +115,10 @@ class GaussianMixture:
         return total
 
     def bayes_accuracy(self, rule: Rule = "map", average: Average = "micro") -> float:
-        """Exact accuracy of a Bayes classifier, in [0, 1].
+        """Exact accuracy of a Bayes classifier, in [0, 1]; class means must lie on one line.
 
-        Parameters
-        ----------
-        rule : "map", argmax of ``log p(x|y) + log π_y``, best for "micro"; "ml", argmax of ``log p(x|y)``,
-            best for "macro"
-        average : "micro", expected share of right predictions under the prior; "macro", mean recall
+        The rule "map" is the argmax of ``log p(x|y) + log π_y``, best for "micro", the expected share of
+        right predictions under the prior; "ml" that of ``log p(x|y)``, best for "macro", the mean recall.
 
         >>> mixture = GaussianMixture(1, balanced=False)
         >>> round(mixture.bayes_accuracy("map"), 4), round(mixture.bayes_accuracy("ml"), 4)
@@ -172,9 +146,8 @@ class GaussianMixture:
         _, spread, axes = np.linalg.svd(centred, full_matrices=False)
         if len(spread) > 1 and spread[1] > 1e-9 * max(spread[0], 1.0):
             raise ValueError(
-                f"the exact value needs class means on one line, but they spread {spread[1]:.3g} across it "
-                f"(bound {1e-9 * max(spread[0], 1.0):.1g}); estimate it instead by the mean of "
-                "pointwise_mutual_information at the labels of a large sample"
+                f"the exact value needs class means on one line, but they spread {spread[1]:.3g} across it; "
+                "take the mean of pointwise_mutual_information at the labels of a large sample"
             )
         return centred @ axes[0]
 

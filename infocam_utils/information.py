@@ -3,7 +3,8 @@
 Notation: K classes, prior π (the training set's class shares), logits f of shape (..., K).
 PC-softmax is ``s_y = exp f_y / Σ_j π_j exp f_j`` (arXiv 1911.10688); its logarithm estimates
 PMI(x, y) = log p(y|x) / p(y). Everything runs through logsumexp, stays on the logits' device, and is
-computed in float32 for half-precision logits.
+computed in float32 for half-precision logits. What is wrong with an input is said by the checks at the end:
+a TypeError where it is of the wrong kind, or else a ValueError.
 """
 
 from __future__ import annotations
@@ -23,44 +24,26 @@ Reading = Literal["pc", "softmax", "log_k_minus_ce"]
 Reduction = Literal["mean", "sum", "none"]
 
 NORMAL_95 = 1.959963984540054
-CHUNK = 2**20  # logits that are looked at together where only one number per row is kept
+CHUNK = 2**20  # logits of which the label's PMI is computed together
 
 
 def class_prior(
     labels: Tensor | np.ndarray | Sequence[int], num_classes: int, smoothing: float = 0.0
 ) -> Tensor:
-    """Class shares ``π_y = (n_y + smoothing) / (N + K smoothing)`` of a training set.
+    """Class shares ``π_y = (n_y + smoothing) / (N + K smoothing)`` of (N,) training labels: (K,) float64.
 
-    Parameters
-    ----------
-    labels : (N,) integers in [0, num_classes)
-    smoothing : pseudo-count added to every class; 0 counts only what is there
-
-    Returns
-    -------
-    (K,) float64
-
-    Raises
-    ------
-    ValueError
-        If labels are empty or out of range, or if a class is absent and ``smoothing`` is 0:
-        its log-prior would be −∞.
+    Raises ValueError if labels are empty or outside [0, K), or if a class is absent and nothing is added to
+    its count by ``smoothing``: its log-prior would be −∞.
 
     >>> class_prior([0, 0, 0, 1], num_classes=2)
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
-    if smoothing < 0 or not math.isfinite(smoothing):
-        raise ValueError(f"smoothing must be finite and at least 0, got {smoothing}; 0 or 1 is usual")
+    if smoothing < 0:
+        raise ValueError(f"smoothing must be at least 0, got {smoothing}; 0 or 1 is usual")
     labels = torch.as_tensor(labels)
     check_labels(labels, num_classes)
-    counts = torch.bincount(labels.long(), minlength=num_classes).double()
-    absent = (counts == 0).nonzero().flatten().tolist()
-    if absent and smoothing == 0:
-        raise ValueError(
-            f"{_named_classes(absent)} absent from the {labels.numel()} labels, but each of the "
-            f"{num_classes} classes needs a share above 0; lower num_classes, relabel, or pass smoothing > 0"
-        )
-    return (counts + smoothing) / (counts + smoothing).sum()
+    counts = torch.bincount(labels.long(), minlength=num_classes).double() + smoothing
+    return check_prior(counts / counts.sum())
 
 
 def entropy(prior: Prior) -> Tensor:
@@ -74,46 +57,30 @@ def entropy(prior: Prior) -> Tensor:
 
 
 def log_pc_softmax(logits: Tensor, prior: Prior) -> Tensor:
-    """Log PC-softmax ``log s_y = f_y − logsumexp_j(f_j + log π_j)``; Σ_y π_y s_y = 1.
+    """Log PC-softmax ``log s_y = f_y − logsumexp_j(f_j + log π_j)`` in nats; ``Σ_y π_y s_y = 1``.
 
-    Parameters
-    ----------
-    logits : (..., K)
-    prior : (K,) strictly positive, summing to 1
-
-    Returns
-    -------
-    (..., K) in nats. Logits are not checked for NaN or infinity here (that would stop a GPU's queue at
-    every step): they pass through.
+    Logits and result are (..., K), the prior (K,). NaN and infinite logits pass through: to look for them
+    would stop a GPU's queue at every step.
 
     >>> log_pc_softmax(torch.tensor([[0.0, 50.0]]), [0.25, 0.75])
     tensor([[-49.7123,   0.2877]])
     """
     _check_logits(logits)
-    return _log_ratio(_at_least_float32(logits), check_prior(prior, logits.shape[-1]), "pc")
+    return _log_ratio(logits, check_prior(prior, logits.shape[-1]), "pc")
 
 
 def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc") -> Tensor:
-    """Estimated ``PMI(x, y) = log p(y|x) − log π_y`` for every class.
+    """Estimated ``PMI(x, y) = log p(y|x) − log π_y`` in nats for every class, (..., K) like the logits.
 
     ``kind="pc"``: logits of a PC-softmax classifier, ``log s_y``. ``kind="softmax"``: logits of a plain
-    softmax classifier trained under the prior, ``log softmax(g)_y − log π_y``.
-
-    Returns
-    -------
-    (..., K) in nats; float64 where float32 cannot hold the difference of two logits
-
-    Raises
-    ------
-    ValueError
-        On an unknown kind, wrong shapes, a bad prior or non-finite logits.
+    softmax classifier trained under the prior, ``log softmax(g)_y − log π_y``. The result is float64 where
+    float32 cannot hold the difference of two logits. Raises ValueError for logits that are not finite.
 
     >>> pmi = pointwise_mutual_information(torch.zeros(1, 4), [0.25] * 4, kind="softmax")
     >>> pmi.abs().max() < 1e-6
     tensor(True)
     """
     check_choice("kind", kind, get_args(Kind))
-    _check_logits(logits)
     dtype = _check_finite(logits)
     return _log_ratio(logits.to(dtype), check_prior(prior, logits.shape[-1]), kind)
 
@@ -136,8 +103,8 @@ class Estimate:
     n: int
 
     def __post_init__(self) -> None:
-        for name, side in (("low", -1), ("high", 1)):
-            object.__setattr__(self, name, self.value + side * NORMAL_95 * self.stderr)
+        object.__setattr__(self, "low", self.value - NORMAL_95 * self.stderr)
+        object.__setattr__(self, "high", self.value + NORMAL_95 * self.stderr)
 
     @classmethod
     def from_samples(cls, samples: Tensor) -> Estimate:
@@ -160,62 +127,43 @@ class Estimate:
 
 
 def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Reading = "pc") -> Estimate:
-    """Estimate I(X; Y) from held-out pairs: the mean estimated PMI at the true labels.
+    """Estimate I(X; Y) from held-out pairs: the mean estimated PMI at the true labels, in nats.
 
     Its expectation is a lower bound on I(X; Y) (Barber and Agakov 2003), tight when the classifier is exact.
     ``kind="log_k_minus_ce"`` is ``log K − cross-entropy`` of a plain softmax, the reading of the official
     code: it exceeds ``kind="softmax"`` by ``log K − H(Y)`` and is no bound unless labels are uniform.
 
-    Parameters
-    ----------
-    logits : (N, K); beside them, memory is taken for some rows at a time
-    labels : (N,) integers in [0, K)
-    prior : (K,) class shares of the training set
-
-    Returns
-    -------
-    Estimate
-        Nats, with a normal 95 % interval over the N pairs.
-
-    Raises
-    ------
-    ValueError
-        On an empty batch, wrong shapes, labels out of range, a bad prior or non-finite logits.
+    Logits are (N, K), labels (N,) integers, the prior is that of the training set. Beside the logits, memory
+    is taken for some rows at a time. Raises ValueError for an empty batch, labels outside [0, K), and logits
+    that are not finite.
 
     >>> logits = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
     >>> round(mutual_information(logits, torch.tensor([0, 1]), [0.5, 0.5]).value, 4)  # log 2
     0.6931
     """
     check_choice("kind", kind, get_args(Reading))
-    _check_pairs(logits, labels)
+    _check_logits(logits, labels)
     classes, logits = logits.shape[1], logits.detach()
     check_labels(labels, classes)
     prior = check_prior(prior, classes)
     if kind == "log_k_minus_ce":  # log softmax(g)_y + log K is the PMI of a softmax under a uniform prior
         prior, kind = torch.full((classes,), 1 / classes, dtype=torch.float64), "softmax"
-    dtype = _check_finite(logits)
-    parts = zip(_chunks(logits), labels.long().split(_rows(logits)), strict=True)
-    return Estimate.from_samples(torch.cat([_log_ratio(f.to(dtype), prior, kind, y) for f, y in parts]))
+    dtype, rows = _check_finite(logits), max(1, CHUNK // classes)
+    pairs = zip(logits.split(rows), labels.long().split(rows), strict=True)
+    return Estimate.from_samples(torch.cat([_log_ratio(f.to(dtype), prior, kind, y) for f, y in pairs]))
 
 
 class PCSoftmaxLoss(nn.Module):
-    """Negative log PC-softmax at the label, ``−f_y + logsumexp_j(f_j + log π_j)``.
+    """Negative log PC-softmax at the label, ``−f_y + logsumexp_j(f_j + log π_j)``, in nats.
 
     Replaces ``nn.CrossEntropyLoss``. Its mean is minus the mutual-information estimate: it may be negative.
     It is logit-adjusted cross-entropy (Menon et al. 2021, τ = 1; balanced softmax, Ren et al. 2020) plus
     ``log π_y``, which has no gradient. Predict with ``argmax f``, or for another prior :func:`shift_prior`.
 
-    Parameters
-    ----------
-    prior : (K,) class shares of the training set, kept as the buffer ``prior``, which ``.half()`` leaves as
-        it is: in half precision a share below 6e-8 is 0
-    reduction : "mean", "sum" or "none"
-
-    Notes
-    -----
-    Each call checks shapes, dtypes and (on the CPU) label range. Not checked, as looking would wait for the
-    device at every step: NaN logits, which give a NaN loss, and labels on an accelerator, where the device's
-    own assertion stops the run.
+    The prior is kept as the buffer ``prior``, which ``.half()`` leaves as it is: in half precision a share
+    below 6e-8 is 0. ``reduction`` is "mean", "sum" or "none". Each call checks shapes, dtypes and, on the
+    CPU, the range of labels. What only a wait for the device could tell is not checked: NaN logits give a NaN
+    loss, and a label out of range on an accelerator ends in the device's own assertion.
 
     >>> loss = PCSoftmaxLoss([0.9, 0.1])(torch.tensor([[4.0, -4.0]]), torch.tensor([0]))
     >>> round(float(loss), 4)  # nearly log 0.9: at most −log π_y can be learned about class 0
@@ -231,12 +179,12 @@ class PCSoftmaxLoss(nn.Module):
         self.register_buffer("prior", check_prior(prior).detach().clone())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss in nats of (B, K) logits at (B,) integer labels: 0-d, or (B,) for reduction "none"."""
-        _check_pairs(logits, labels)
+        """Loss of (B, K) logits at (B,) integer labels: 0-d, or (B,) for reduction "none"."""
+        _check_logits(logits, labels)
         _check_width(self.prior, logits.shape[1])
         if labels.device.type == "cpu":
             check_labels(labels, logits.shape[1])
-        losses = -_log_ratio(_at_least_float32(logits), self.prior, "pc", labels.long())  # (B,)
+        losses = -_log_ratio(logits, self.prior, "pc", labels.long())  # (B,)
         if self.reduction == "none":
             return losses
         return losses.mean() if self.reduction == "mean" else losses.sum()
@@ -255,26 +203,15 @@ class PCSoftmaxLoss(nn.Module):
 
 
 def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, kind: Kind = "pc") -> Tensor:
-    """Logits of the posterior under another class prior π′; predict with their argmax.
+    """Logits (..., K) of the posterior under another class prior π′, uniform for None; predict their argmax.
 
-    PC-softmax: ``f + log π′``. Plain softmax: ``g + log π′ − log π``; with π′ uniform this is post-hoc logit
-    adjustment (Menon et al. 2021).
-
-    Parameters
-    ----------
-    logits : (..., K)
-    train_prior : (K,) prior the classifier was trained under
-    test_prior : (K,) prior to predict under; None is uniform
-
-    Returns
-    -------
-    (..., K)
+    PC-softmax: ``f + log π′``. Plain softmax trained under π: ``g + log π′ − log π``; with π′ uniform this is
+    post-hoc logit adjustment (Menon et al. 2021). Raises ValueError for logits that are not finite.
 
     >>> shift_prior(torch.zeros(1, 2), [0.9, 0.1], None, kind="softmax").argmax(1)
     tensor([1])
     """
     check_choice("kind", kind, get_args(Kind))
-    _check_logits(logits)
     _check_finite(logits)
     logits, classes = _at_least_float32(logits), logits.shape[-1]
     train = check_prior(train_prior, classes)
@@ -315,24 +252,44 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
     return float(recalls(predictions, labels, num_classes).nanmean())
 
 
+# ---- how log p(y|x)/π_y is computed
+
+
+def _log_ratio(logits: Tensor, prior: Tensor, kind: Kind, labels: Tensor | None = None) -> Tensor:
+    """Estimated log p(y|x)/π_y of every class, (..., K), or only at ``labels`` of (B, K) logits, (B,)."""
+    logits = _at_least_float32(logits)
+    # Subtracting the largest logit before adding log π keeps log π's digits when logits are large.
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    log_prior = _at_least_float32(prior).log().to(logits)
+    normaliser = torch.logsumexp(shifted + log_prior if kind == "pc" else shifted, -1, keepdim=True)
+    if labels is not None:
+        shifted, log_prior = shifted.gather(1, labels[:, None]), log_prior[labels][:, None]  # (B, 1)
+    ratio = shifted - normaliser if kind == "pc" else shifted - normaliser - log_prior
+    return ratio if labels is None else ratio[:, 0]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+# ---- checks
+
+
 def check_prior(prior: Prior, num_classes: int | None = None) -> Tensor:
     """The prior as a (K,) floating tensor, or a ValueError that names what is wrong with it.
 
     >>> check_prior([0.5, 0.5], num_classes=2)
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
-    remedy = "class_prior(labels, num_classes) makes one from training labels"
+    remedy = "class_prior(labels, num_classes) makes one, with smoothing > 0 if a class has no labels"
     prior = prior if isinstance(prior, Tensor) else torch.as_tensor(np.asarray(prior, dtype=np.float64))
     if prior.ndim != 1 or prior.numel() == 0 or not prior.is_floating_point():
-        raise ValueError(
-            f"prior must be a floating (K,) vector, got {tuple(prior.shape)} of {prior.dtype}; {remedy}"
-        )
+        given = f"{tuple(prior.shape)} of {prior.dtype}"
+        raise ValueError(f"prior must be a floating (K,) vector, got {given}; {remedy}")
     wrong = (~(prior > 0) | prior.isinf()).nonzero().flatten().tolist()  # ~(> 0) catches NaN too
     if wrong:
-        raise ValueError(
-            f"prior must be finite and above 0, but is {float(prior[wrong[0]])} at {_named_classes(wrong)}; "
-            f"{remedy} (with smoothing > 0 if a class is absent)"
-        )
+        first = f"{float(prior[wrong[0]])} at class {wrong[0]}"
+        raise ValueError(f"prior must be finite and above 0, but is {first}; {remedy}")
     total = float(prior.double().sum() if prior.device.type == "cpu" else prior.sum())
     if abs(total - 1) > 1e-3:
         raise ValueError(f"prior must sum to 1 within 0.001, got {total:.6g}; divide by the sum, or {remedy}")
@@ -348,9 +305,9 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     Traceback (most recent call last):
     ValueError: labels must lie in [0, 1], got 2; number the classes from 0, or raise num_classes
     """
+    _check_integers(labels)
     if labels.ndim != 1 or labels.numel() == 0:
         raise ValueError(f"labels must be a non-empty (N,) vector, got shape {tuple(labels.shape)}")
-    _check_integers(labels)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise ValueError(
@@ -370,92 +327,52 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _log_ratio(logits: Tensor, prior: Tensor, kind: Kind, labels: Tensor | None = None) -> Tensor:
-    """Estimated log p(y|x)/π_y of every class, (..., K), or only at ``labels`` of (B, K) logits, (B,)."""
-    # Subtracting the largest logit before adding log π keeps log π's digits when logits are large.
-    shifted = logits - logits.detach().amax(-1, keepdim=True)
-    log_prior = _at_least_float32(prior).log().to(logits)
-    normaliser = torch.logsumexp(shifted + log_prior if kind == "pc" else shifted, -1, keepdim=True)
-    if labels is not None:
-        shifted, log_prior = shifted.gather(1, labels[:, None]), log_prior[labels][:, None]  # (B, 1)
-    ratio = shifted - normaliser if kind == "pc" else shifted - normaliser - log_prior
-    return ratio if labels is None else ratio[:, 0]
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _rows(logits: Tensor) -> int:
-    return max(1, CHUNK * len(logits) // logits.numel())
-
-
-def _chunks(logits: Tensor) -> tuple[Tensor, ...]:
-    return logits.split(_rows(logits))
-
-
 def _check_finite(logits: Tensor) -> torch.dtype:
     """Refuse NaN and infinite logits, waiting for the device; the dtype that holds any difference of two."""
-    lows, highs = zip(*(part.aminmax() for part in _chunks(logits.detach())), strict=True)
-    low, high = float(torch.stack(lows).amin()), float(torch.stack(highs).amax())  # NaN comes through
+    _check_logits(logits)
+    low, high = float(logits.detach().amin()), float(logits.detach().amax())  # NaN comes through
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = logits[~logits.isfinite()]
         raise ValueError(
             f"logits must be finite, but {bad.numel()} of {logits.numel()} are not (first: {float(bad[0])});"
-            " training diverged or a class was masked: lower the learning rate, or drop masked classes"
+            " lower the learning rate if training diverged, or drop masked classes"
         )
     fits = logits.dtype != torch.float64 and high - low <= torch.finfo(torch.float32).max
     return torch.float32 if fits else torch.float64
 
 
-def _check_logits(logits: Tensor) -> None:
+def _check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
+    """Refuse anything but floating logits (..., K), or (B, K) where (B,) integer labels come with them."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        given = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        given = getattr(logits, "dtype", type(logits))
         raise TypeError(f"logits must be a floating-point tensor, got {given}; convert with .float()")
     if logits.ndim == 0 or logits.numel() == 0:
-        raise ValueError(
-            f"logits must be (..., K) with at least one sample and class, got {tuple(logits.shape)};"
-            " skip empty batches"
-        )
-
-
-def _check_pairs(logits: Tensor, labels: Tensor) -> None:
-    """Refuse anything but (B, K) floating logits with (B,) integer labels."""
-    _check_logits(logits)
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}; convert with torch.as_tensor")
+        shape = tuple(logits.shape)
+        raise ValueError(f"logits must be (..., K) and not empty, got {shape}; skip empty batches")
+    if labels is None:
+        return
+    _check_integers(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits must be (B, K) and labels (B,), got {tuple(logits.shape)} and {tuple(labels.shape)};"
             " flatten extra axes, and give class numbers rather than one-hot rows"
         )
-    _check_integers(labels)
+
+
+def _check_integers(labels: Tensor) -> None:
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if not whole or labels.dtype == torch.bool:
+        given = getattr(labels, "dtype", type(labels))
+        raise TypeError(f"labels must be an integer tensor, got {given}; use torch.as_tensor(labels).long()")
 
 
 def _check_width(prior: Tensor, num_classes: int) -> None:
     if prior.numel() != num_classes:
-        raise ValueError(
-            f"prior has {prior.numel()} classes but the logits have {num_classes};"
-            " use the prior of this classifier's own training set"
-        )
-
-
-def _check_integers(labels: Tensor) -> None:
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}; convert with .long()")
+        sizes = f"prior has {prior.numel()} classes but the logits have {num_classes}"
+        raise ValueError(f"{sizes}; use the prior of this classifier's own training set")
 
 
 def _check_predictions(predictions: Tensor, labels: Tensor) -> None:
     if predictions.shape != labels.shape or labels.ndim != 1 or labels.numel() == 0:
-        raise ValueError(
-            f"predictions and labels must be non-empty (N,) vectors of one length, got "
-            f"{tuple(predictions.shape)} and {tuple(labels.shape)}; predict with logits.argmax(-1)"
-        )
-
-
-def _named_classes(indices: list[int]) -> str:
-    """'class 3', or 'classes 1, 2, 3, … (12 in all)'."""
-    if len(indices) == 1:
-        return f"class {indices[0]}"
-    shown = ", ".join(map(str, indices[:10]))
-    return f"classes {shown}" + (f", … ({len(indices)} in all)" if len(indices) > 10 else "")
+        shapes = f"{tuple(predictions.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"predictions and labels must be (N,) with one N > 0, got {shapes}; use argmax(-1)")

@@ -27,8 +27,7 @@ from torchvision.ops import box_iou
 def _compiled(function: Callable[..., Any]) -> Any:
     """Compiled on the first call; the machine code is kept beside the package or in the user's cache.
 
-    One thread, and the interpreter's lock released: boxes cannot depend on a number of threads, a process may
-    fork afterwards, and callers may run several at once.
+    One thread, so that a process may fork afterwards; without the lock, so that callers may run several.
     """
     try:
         return numba.njit(cache=True, nogil=True)(function)
@@ -51,9 +50,14 @@ def centre_boxes(n: int, size: int | tuple[int, int], fraction: float) -> Tensor
     return torch.tensor([width * low, height * low, width * high, height * high]).repeat(n, 1)
 
 
-# The surface, compiled: loops in which a step depends on those before it. Nodes are the coarse values v in
+# The surface, compiled: loops in which a step depends on those before it. Nodes are the map's values v in
 # raster order, w to a row. A cell lies between four of them, (a, b) above (c, d), and has side 1. The surface
 # continues for half a cell beyond the outer nodes, constant outwards.
+#
+# Levels are visited from the highest down. At each, nodes rise above it and join the neighbours that are
+# there, and then saddles rise and join the two nodes that they lie between: a union-find, in which a
+# component's root is its first node. Areas only grow, so the largest component's last known area and the
+# boxes of the others tell whether it still is the largest; only in doubt are areas computed.
 
 _NEARLY = 1e-9  # what rounding may do to a position in pixels and, relatively, to an area
 
@@ -67,13 +71,10 @@ def _find(parent: np.ndarray, node: int) -> int:
 
 
 @_compiled
-def _saddle(a: float, b: float, c: float, d: float) -> float:
-    return (a * d - b * c) / (a + d - b - c)
-
-
-@_compiled
 def _mean_share(p0: float, p1: float, s0: float, s1: float) -> float:
     """``∫ p(u) / s(u) du`` over [0, 1] for p and s linear between their ends, 0 <= p <= s."""
+    if (p0 == 0 and p1 == 0) or (p0 == s0 and p1 == s1):
+        return 1.0 if p0 + p1 > 0 else 0.0
     if s0 > s1:
         p0, p1, s0, s1 = p1, p0, s1, s0
     if s0 <= 1e-15 * s1:
@@ -89,44 +90,30 @@ def _mean_share(p0: float, p1: float, s0: float, s1: float) -> float:
 
 
 @_compiled
-def _corner_area(a: float, b: float, c: float, d: float) -> float:
-    """Area above 0 around corner a >= 0 of a cell; neither b nor c is above, and d is not joined to a."""
-    end = a / (a - b)  # at x < end the share of the cell's height is top / (top − bottom)
-    return end * _mean_share(a, 0.0, a - c, max(0.0, -(c + (d - c) * end)))
+def _cell_area(a: float, b: float, c: float, d: float, in_left: bool, in_right: bool) -> float:
+    """Area above 0 of the component that holds what is above 0 on a cell's left side, its right, or both.
 
-
-@_compiled
-def _cell_area(
-    a: float, b: float, c: float, d: float, in_a: bool, in_b: bool, in_c: bool, in_d: bool
-) -> float:
-    """Area above 0 of the component that holds the marked corners of a cell."""
-    above = (a > 0) + (b > 0) + (c > 0) + (d > 0)
-    if above == 4:
+    The zeros of the top and bottom edges cut the cell into three pieces. If the middle one is not empty, it
+    joins the others to one component. Within a piece top and bottom keep their signs, so the share of the
+    height that is above 0 is that of positive values in absolute ones.
+    """
+    if min(min(a, b), min(c, d)) > 0:
         return 1.0
-    if above == 2 and (a > 0) != (d > 0):  # two neighbours: a strip through the cell
-        if (a > 0) == (b > 0):
-            return _mean_share(max(a, c), max(b, d), abs(a - c), abs(b - d))
-        return _mean_share(max(a, b), max(c, d), abs(a - b), abs(c - d))
-    rest = above == 3 or (above == 2 and _saddle(a, b, c, d) > 0)  # all but the corners that are not above
-    if rest:
-        a, b, c, d = -a, -b, -c, -d
-        in_a, in_b, in_c, in_d = a >= 0, b >= 0, c >= 0, d >= 0
+    x0 = a / (a - b) if (a > 0) != (b > 0) else 1.0
+    x1 = c / (c - d) if (c > 0) != (d > 0) else 1.0
+    x0, x1 = min(x0, x1), max(x0, x1)
     area = 0.0
-    if in_a:
-        area += _corner_area(a, b, c, d)
-    if in_b:
-        area += _corner_area(b, a, d, c)
-    if in_c:
-        area += _corner_area(c, d, a, b)
-    if in_d:
-        area += _corner_area(d, c, b, a)
-    return 1 - area if rest else area
+    for start, stop, held in ((0.0, x0, in_left), (x0, x1, True), (x1, 1.0, in_right)):
+        if held and start < stop:
+            top0, top1 = a + (b - a) * start, a + (b - a) * stop
+            low0, low1 = c + (d - c) * start, c + (d - c) * stop
+            above0, above1 = max(top0, 0.0) + max(low0, 0.0), max(top1, 0.0) + max(low1, 0.0)
+            area += (stop - start) * _mean_share(above0, above1, abs(top0) + abs(low0), abs(top1) + abs(low1))
+    return area
 
 
 @_compiled
-def _component_area(
-    v: np.ndarray, w: int, level: float, parent: np.ndarray, root: int, span: np.ndarray
-) -> float:
+def _area(v: np.ndarray, w: int, level: float, parent: np.ndarray, root: int, span: np.ndarray) -> float:
     """Area of a component in cells; span: columns and rows x0 y0 x1 y1 of its nodes."""
     h = len(v) // w
     area = 0.0
@@ -136,13 +123,11 @@ def _component_area(
             left, right = max(x, 0), min(x + 1, w - 1)
             a, b = v[top + left] - level, v[top + right] - level
             c, d = v[bottom + left] - level, v[bottom + right] - level
-            in_a = a > 0 and _find(parent, top + left) == root
-            in_b = b > 0 and _find(parent, top + right) == root
-            in_c = c > 0 and _find(parent, bottom + left) == root
-            in_d = d > 0 and _find(parent, bottom + right) == root
-            if in_a or in_b or in_c or in_d:
+            in_left = max(a, c) > 0 and _find(parent, left + (top if a > 0 else bottom)) == root
+            in_right = max(b, d) > 0 and _find(parent, right + (top if b > 0 else bottom)) == root
+            if in_left or in_right:
                 sides = (1.0 if top < bottom else 0.5) * (1.0 if left < right else 0.5)
-                area += sides * _cell_area(a, b, c, d, in_a, in_b, in_c, in_d)
+                area += sides * _cell_area(a, b, c, d, in_left, in_right)
     return area
 
 
@@ -151,17 +136,12 @@ def _extent(
     v: np.ndarray, w: int, level: float, parent: np.ndarray, root: int, span: np.ndarray
 ) -> tuple[float, float, float, float]:
     """Where a component ends, left, top, right and bottom, counted in nodes."""
-    h = len(v) // w
     x0, y0, x1, y1 = span
-    left = top = right = bottom = 0.5
-    if x0 > 0:
-        left = _reach(v, level, parent, root, range(y0 * w + x0, y1 * w + x0 + 1, w), -1)
-    if y0 > 0:
-        top = _reach(v, level, parent, root, range(y0 * w + x0, y0 * w + x1 + 1), -w)
-    if x1 < w - 1:
-        right = _reach(v, level, parent, root, range(y0 * w + x1, y1 * w + x1 + 1, w), 1)
-    if y1 < h - 1:
-        bottom = _reach(v, level, parent, root, range(y1 * w + x0, y1 * w + x1 + 1), w)
+    a, b, c, d = y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1  # the corners
+    left = _reach(v, level, parent, root, range(a, c + 1, w), -1) if x0 > 0 else 0.5
+    top = _reach(v, level, parent, root, range(a, b + 1), -w) if y0 > 0 else 0.5
+    right = _reach(v, level, parent, root, range(b, d + 1, w), 1) if x1 < w - 1 else 0.5
+    bottom = _reach(v, level, parent, root, range(c, d + 1), w) if d + w < len(v) else 0.5
     return x0 - left, y0 - top, x1 + right, y1 + bottom
 
 
@@ -189,114 +169,73 @@ def _snap(low: float, high: float, nodes: int, pixels: int) -> tuple[int, int]:
 
 @_compiled
 def _surface_boxes(maps: np.ndarray, thresholds: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes (B, T, 4) of maps (B, h, w) that run from 0 to 1, at increasing thresholds.
-
-    From the highest threshold down, nodes rise above the level, and then saddles; each joins what it touches
-    (union-find; a component's root is its first node). Bounds on the areas spare most of their computation.
-    """
+    """Boxes (B, T, 4) of maps (B, h, w) that run from 0 to 1, at increasing thresholds."""
     count, h, w = maps.shape
     nodes, levels = h * w, len(thresholds)
     boxes = np.zeros((count, levels, 4), dtype=np.float32)
-    parent = np.empty(nodes, np.int64)  # -1 while not above the level
-    roots = np.empty(nodes, np.int64)
-    span = np.empty((nodes, 4), np.int64)  # of a root: columns and rows x0 y0 x1 y1 of its nodes
-    size = np.empty(nodes, np.int64)  # of a root: how many nodes
-    solid = np.empty(nodes, np.int64)  # of a root: how many quarters of cells lie wholly above the level
-    first = np.empty(levels + 1, np.int64)  # [k]: the first event (node or saddle) above just k thresholds
-    after = np.empty(
-        2 * nodes, np.int64
-    )  # the event after it; nodes + i: saddle of the cell that begins at i
+    # Events are a node i that rises above the level and nodes + i, the saddle of the cell that begins at i.
+    first = np.empty(levels + 1, np.int64)  # [k]: the first event above just k thresholds
+    after = np.empty(2 * nodes, np.int64)  # the event after it
+    parent = np.empty(2 * nodes, np.int64)  # -1 while not above the level
+    span = np.empty((2 * nodes, 4), np.int64)  # of a root: columns and rows x0 y0 x1 y1 of its nodes
+    row, column = np.arange(nodes) // w, np.arange(nodes) % w
     for index in range(count):
         v = maps[index].reshape(-1)
         parent[:] = -1
         first[:] = -1
         for y in range(h - 1):
-            for x in range(w - 1):
-                i = y * w + x
+            for i in range(y * w, y * w + w - 1):
                 a, b, c, d = v[i], v[i + 1], v[i + w], v[i + w + 1]
                 if min(a, d) > max(b, c) or min(b, c) > max(a, d):
-                    rank = np.searchsorted(thresholds, _saddle(a, b, c, d))
+                    rank = np.searchsorted(thresholds, (a * d - b * c) / (a + d - b - c))
                     after[nodes + i] = first[rank]
                     first[rank] = nodes + i
-        for i in range(nodes - 1, -1, -1):
+        for i in range(nodes):  # nodes stand before saddles
             rank = np.searchsorted(thresholds, v[i])
             after[i] = first[rank]
-            first[rank] = i  # before the saddles
-        found = 0
+            first[rank] = i
+        components, best, largest = 0, -1, 0.0
         for t in range(levels - 1, -1, -1):
-            event = first[t + 1]
+            event, level = first[t + 1], thresholds[t]
             while event >= 0:
-                i = event % nodes
-                y, x = i // w, i % w
+                i = event if event < nodes else event - nodes
+                y, x = row[i], column[i]
                 if event < nodes:
-                    parent[i] = i
-                    span[i, 0], span[i, 1], span[i, 2], span[i, 3] = x, y, x, y
-                    size[i], solid[i] = 1, 0
-                    roots[found] = i
-                    found += 1
-                    for turn in range(4):
-                        y2, x2 = y + (turn // 2) * 2 - 1, x + (turn % 2) * 2 - 1
-                        y2, x2 = min(max(y2, 0), h - 1), min(max(x2, 0), w - 1)
-                        if parent[y2 * w + x] >= 0 and parent[y * w + x2] >= 0 and parent[y2 * w + x2] >= 0:
-                            solid[i] += (1 + (y2 != y)) * (1 + (x2 != x))
-                    ends = (
-                        (i, i - w, y > 0),
-                        (i, i + w, y < h - 1),
-                        (i, i - 1, x > 0),
-                        (i, i + 1, x < w - 1),
-                    )
+                    ends = ((i - w, y > 0), (i + w, y < h - 1), (i - 1, x > 0), (i + 1, x < w - 1))
                 else:
-                    falling = v[i] > v[i + 1]
-                    ends = (
-                        (i, i + w + 1, falling),
-                        (i + 1, i + w, not falling),
-                        (i, i, False),
-                        (i, i, False),
-                    )
-                for one, other, linked in ends:
+                    falls = v[i] > v[i + 1]
+                    ends = ((i, falls), (i + w + 1, falls), (i + 1, not falls), (i + w, not falls))
+                span[event, 0], span[event, 1], span[event, 2], span[event, 3] = x, y, x, y
+                parent[event] = root = event
+                components += 1
+                for other, linked in ends:
                     if linked and parent[other] >= 0:
-                        root, gone = _find(parent, one), _find(parent, other)
-                        if root != gone:
+                        gone = _find(parent, other)
+                        if gone != root:
                             root, gone = min(root, gone), max(root, gone)
                             parent[gone] = root
                             span[root, 0] = min(span[root, 0], span[gone, 0])
                             span[root, 1] = min(span[root, 1], span[gone, 1])
                             span[root, 2] = max(span[root, 2], span[gone, 2])
                             span[root, 3] = max(span[root, 3], span[gone, 3])
-                            size[root] += size[gone]
-                            solid[root] += solid[gone]
+                            components -= 1
+                best = root if best < 0 else best
                 event = after[event]
-            alive, most = 0, 0
-            for k in range(found):
-                if parent[roots[k]] == roots[k]:  # not absorbed by another
-                    roots[alive] = roots[k]
-                    most = max(most, solid[roots[k]])
-                    alive += 1
-            found = alive
-            if not found:
+            if components == 0:
                 continue
-            level = thresholds[t]
-            contenders, biggest = 0, 0
-            for k in range(found):
-                root = roots[k]
-                across = (span[root, 2] - span[root, 0] + 2) * (span[root, 3] - span[root, 1] + 2)
-                if 4 * min(across, 3 * size[root] + 1) >= most:
-                    roots[k], roots[contenders] = roots[contenders], root
-                    if size[root] > size[roots[biggest]]:
-                        biggest = contenders
-                    contenders += 1
-            roots[0], roots[biggest] = roots[biggest], roots[0]
-            best, largest = -1, -1.0
-            left = top = right = bottom = 0.0
-            for k in range(contenders):
-                root = roots[k]
-                x0, y0, x1, y1 = _extent(v, w, level, parent, root, span[root])
-                area = (x1 - x0) * (y1 - y0)
-                if contenders > 1 and area >= largest * (1 - _NEARLY):
-                    area = _component_area(v, w, level, parent, root, span[root])
-                if area > largest * (1 + _NEARLY) or (area >= largest * (1 - _NEARLY) and root < best):
-                    best, largest = root, area
-                    left, top, right, bottom = x0, y0, x1, y1
+            best = _find(parent, best)
+            known = False
+            for root in range(nodes if components > 1 else 0):
+                if parent[root] == root and root != best:
+                    x0, y0, x1, y1 = _extent(v, w, level, parent, root, span[root])
+                    if (x1 - x0) * (y1 - y0) >= largest * (1 - _NEARLY):
+                        if not known:
+                            largest, known = _area(v, w, level, parent, best, span[best]), True
+                        area = _area(v, w, level, parent, root, span[root])
+                        equal = abs(area - largest) <= largest * _NEARLY
+                        if (equal and root < best) or (not equal and area > largest):
+                            best, largest = root, area
+            left, top, right, bottom = _extent(v, w, level, parent, best, span[best])
             boxes[index, t, 0], boxes[index, t, 2] = _snap(left, right, w, width)
             boxes[index, t, 1], boxes[index, t, 3] = _snap(top, bottom, h, height)
     return boxes
@@ -305,25 +244,17 @@ def _surface_boxes(maps: np.ndarray, thresholds: np.ndarray, height: int, width:
 def normalise_maps(maps: Tensor) -> Tensor:
     """Scale each map to [0, 1]: ``(m − min m) / (max m − min m)``; a constant map becomes zeros.
 
-    Raises
-    ------
-    ValueError
-        If the shape is not (B, H, W) or a map holds NaN or infinity.
+    A ValueError names a map that holds NaN or infinity.
 
-    Examples
-    --------
     >>> normalise_maps(torch.tensor([[[-1.0, 0.0, 3.0]], [[2.0, 2.0, 2.0]]])).tolist()
     [[[0.0, 0.25, 1.0]], [[0.0, 0.0, 0.0]]]
     """
     _check_maps(maps)
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low  # NaN and infinities survive minimum, maximum and difference
-    bad = (~torch.isfinite(span)).flatten().nonzero().flatten()
+    bad = (~torch.isfinite(span)).flatten().nonzero()
     if len(bad):
-        raise ValueError(
-            f"map {int(bad[0])} has NaN or infinite values (or a range beyond its dtype); "
-            "check the network's features"
-        )
+        raise ValueError(f"map {int(bad[0])} has NaN or infinite values; check the network's features")
     return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))
 
 
@@ -340,17 +271,15 @@ def boxes_from_maps(
     What lies strictly above the level joins along the edge between neighbouring values, and across a cell
     (a, b; c, d) if its saddle ``(ad − bc) / (a + d − b − c)`` is above, too. The largest component has most
     area; among equals, the one whose first value in raster order is first. The box holds the pixels whose
-    centres lie strictly between the ends of the component, which are reached on the edges; where there are
-    none, the pixel nearest to the middle (both of two as near). Image size costs neither time nor memory.
-
-    A crossing ``(value − level) / (value − neighbour)`` is rounded once in float64, so what lies within 1e-9
-    of a pixel's centre counts as on it, and areas within 1e-9 of each other as equal.
+    centres lie strictly between the ends of the component; where there are none, the pixel nearest to the
+    middle (both of two as near). What lies within 1e-9 of a pixel's centre counts as on it, and areas within
+    1e-9 of each other as equal. Image size costs neither time nor memory.
 
     Parameters
     ----------
     maps : (B, h, w), signed; computed in float64
     image_size : H = W, or (H, W)
-    thresholds : (T,) finite, in any order; a share of the map's range, compared as float64
+    thresholds : (T,) in any order; a share of the map's range
     mode : ``"bilinear"``, or ``"bicubic"``, which is left to :func:`pixel_boxes`
 
     Returns
@@ -359,10 +288,8 @@ def boxes_from_maps(
 
     Raises
     ------
-    ValueError
-        On a wrong shape, size or mode, NaN or infinite maps, or thresholds that are empty or not finite.
-    TypeError
-        If the maps are not floating point.
+    ValueError : a wrong shape, size or mode, maps or thresholds that are not finite, no thresholds
+    TypeError : maps that are not floating point
 
     Examples
     --------
@@ -392,8 +319,6 @@ def pixel_boxes(
     Components are 8-connected, the largest has most pixels (among equals the first in raster order), and the
     range is that of the pixels. Slow, but good for any surface; a bilinear one's boxes are checked by it.
 
-    Examples
-    --------
     >>> pixel_boxes(torch.eye(3)[None], 9, [0.6], mode="bicubic").tolist()
     [[[0.0, 0.0, 3.0, 3.0]]]
     """
@@ -418,39 +343,22 @@ def pixel_boxes(
 def iou_with_truth(boxes: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of predicted and true boxes, in float64 so that criteria compare exactly.
 
-    Parameters
-    ----------
-    boxes : (B, T, 4)
-    truth : (B, 4), or (B, M, 4) for images with several boxes: the best counts (pad with zero boxes)
+    ``boxes`` (B, T, 4) and ``truth`` (B, 4) give (B, T). Of several true boxes an image, (B, M, 4), the best
+    counts (pad with zeros). Boxes without area score 0; x1 < x0, y1 < y0 and NaN raise a ValueError.
 
-    Returns
-    -------
-    (B, T) float64; boxes without area score 0
-
-    Raises
-    ------
-    ValueError
-        On shapes that do not fit, or boxes with x1 < x0, y1 < y0 or NaN.
-
-    Examples
-    --------
     >>> iou_with_truth(torch.tensor([[[0, 0, 2, 2], [1, 0, 3, 2]]]), torch.tensor([[0, 0, 2, 2]])).tolist()
     [[1.0, 0.3333333333333333]]
     """
     truth = truth[:, None] if truth.ndim == 2 else truth
     if boxes.ndim != 3 or boxes.shape[-1] != 4 or truth.ndim != 3 or truth.shape[::2] != (len(boxes), 4):
-        raise ValueError(
-            f"expected boxes (B, T, 4) and truth (B, 4) or (B, M, 4), got {tuple(boxes.shape)} and "
-            f"{tuple(truth.shape)}"
-        )
+        shapes = f"{tuple(boxes.shape)} and {tuple(truth.shape)}"
+        raise ValueError(f"expected boxes (B, T, 4) and truth (B, 4) or (B, M, 4), got {shapes}")
     for name, given in (("boxes", boxes), ("truth", truth)):
         bad = (~(given[..., 2:] >= given[..., :2])).any(-1).nonzero()
         if len(bad):
             row = tuple(bad[0].tolist())
-            raise ValueError(
-                f"{name}{list(row)} is {given[row].tolist()}: needs x0 <= x1 and y0 <= y1 in pixels "
-                "(x0 y0 x1 y1, not x y w h)"
-            )
+            needs = "needs x0 <= x1 and y0 <= y1 in pixels (x0 y0 x1 y1, not x y w h)"
+            raise ValueError(f"{name}{list(row)} is {given[row].tolist()}: {needs}")
     iou = box_iou(boxes.double(), truth.double())  # (B, T, M)
     return iou.nan_to_num(0.0).amax(-1)  # two boxes without area: 0 / 0
 
@@ -468,19 +376,9 @@ def localization_accuracy(
 ) -> LocalizationResult:
     """GT-known and Top-1 localization at every threshold: hits over count.
 
-    Parameters
-    ----------
-    iou : (N, T) with the map of the true class
-    correct : (N,) bool, the predicted class is the true one
-    criterion : smallest IoU of a hit
+    ``iou`` (N, T) is that of the true class's map; ``correct`` (N,) is true where that class is predicted;
+    ``criterion`` in (0, 1] is the smallest IoU of a hit.
 
-    Raises
-    ------
-    ValueError
-        On an empty or wrongly shaped input or a criterion outside (0, 1].
-
-    Examples
-    --------
     >>> result = localization_accuracy(torch.tensor([[0.6], [0.5], [0.2]]), torch.tensor([True, False, True]))
     >>> result.gt_known, result.top1
     (tensor([0.6667], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
@@ -498,8 +396,6 @@ def max_box_acc(iou: Tensor, criteria: Sequence[float] = (0.5,)) -> Tensor:
 
     The threshold is chosen on the images that are scored: an oracle value (arXiv 2001.07437).
 
-    Examples
-    --------
     >>> max_box_acc(torch.tensor([[0.6, 0.4], [0.2, 0.8]]), (0.5, 0.3)).tolist()
     [0.5, 1.0]
     """
@@ -512,8 +408,6 @@ def max_box_acc_v2(iou: Tensor) -> float:
     Here each map proposes one box.  The reference evaluation lets every component of a map propose one and
     counts the best, which can only be higher.
 
-    Examples
-    --------
     >>> round(max_box_acc_v2(torch.tensor([[0.6, 0.4], [0.2, 0.8]])), 6)
     0.666667
     """
@@ -526,25 +420,15 @@ def pxap(maps: Tensor, masks: Tensor, levels: int = 1000) -> float:
     ``PxAP = Σ_l precision(t_l) · (recall(t_l) − recall(t_{l+1}))`` over the thresholds t_l = l / levels on
     maps in [0, 1] (arXiv 2001.07437); needs no box and no chosen threshold.
 
-    Parameters
-    ----------
-    maps : (N, H, W) in [0, 1], for example from :func:`normalise_maps`
-    masks : (N, H, W) bool, true on the object
+    ``masks`` (N, H, W) are true on the object. Maps outside [0, 1] and masks without a single true pixel are
+    refused with a ValueError.
 
-    Raises
-    ------
-    ValueError
-        On differing shapes, maps outside [0, 1], or masks without a single true pixel.
-
-    Examples
-    --------
     >>> round(pxap(torch.tensor([[[0.9, 0.6, 0.1]]]), torch.tensor([[[True, False, True]]])), 4)
     0.8333
     """
     if maps.shape != masks.shape or maps.ndim != 3 or not maps.numel():
-        raise ValueError(
-            f"maps and masks must both be (N, H, W), got {tuple(maps.shape)} and {tuple(masks.shape)}"
-        )
+        shapes = f"{tuple(maps.shape)} and {tuple(masks.shape)}"
+        raise ValueError(f"maps and masks must both be (N, H, W), got {shapes}")
     if not bool(((maps >= 0) & (maps <= 1)).all()):
         raise ValueError("maps must lie in [0, 1] and be finite; pass them through normalise_maps first")
     truth = masks.bool().flatten()
@@ -562,33 +446,19 @@ def select_threshold(
 ) -> int:
     """Index of the threshold with most hits on held-out images; the middle of the longest tied stretch.
 
-    Parameters
-    ----------
-    iou : (N, T) of held-out images
-    thresholds : (T,) increasing
-    correct : (N,) bool; given, Top-1 localization is maximised instead of GT-known
+    ``iou`` is (N, T), ``thresholds`` (T,) and increasing. With ``correct`` (N,), hits are those of Top-1
+    localization instead of GT-known.
 
-    Raises
-    ------
-    ValueError
-        If thresholds are not increasing or their number is not that of the columns.
-
-    Examples
-    --------
     >>> select_threshold(torch.tensor([[0.1, 0.6, 0.7, 0.8, 0.2]]), [0.1, 0.2, 0.3, 0.4, 0.5])
     2
     """
     levels = torch.as_tensor(thresholds)
     result = localization_accuracy(iou, correct, criterion)
     if levels.shape != iou.shape[1:] or bool((levels.diff() <= 0).any()):
-        raise ValueError(
-            f"thresholds must be {iou.shape[1]} increasing numbers, one per column of iou, "
-            f"got {tuple(levels.shape)}"
-        )
+        raise ValueError(f"thresholds must be {iou.shape[1]} increasing numbers, one per column of iou")
     score = result.gt_known if result.top1 is None else result.top1
     tied = np.flatnonzero((score == score.max()).numpy())
-    stretches = np.split(tied, np.flatnonzero(np.diff(tied) > 1) + 1)
-    longest = max(stretches, key=len)
+    longest = max(np.split(tied, np.flatnonzero(np.diff(tied) > 1) + 1), key=len)
     return int(longest[(len(longest) - 1) // 2])
 
 

@@ -17,15 +17,9 @@ from torch import Tensor
 def official_iou(boxes: Tensor, truth: Tensor) -> Tensor:
     """IoU over inclusive pixels (sides + 1) whose negative overlaps are not clamped to 0.
 
-    Two boxes apart in x *and* y have two negative overlaps; their product counts as an intersection, and
-    the "IoU" can exceed 1.
+    Boxes are (..., 4) x0 y0 x1 y1, broadcast against each other. Two that are apart in x *and* y have two
+    negative overlaps; their product counts as an intersection, and the "IoU" can exceed 1.
 
-    Parameters
-    ----------
-    boxes, truth : (..., 4) x0 y0 x1 y1, broadcast against each other
-
-    Examples
-    --------
     >>> round(float(official_iou(torch.tensor([100, 100, 200, 200]), torch.tensor([0, 0, 1, 1]))), 2)
     15.98
     """
@@ -39,22 +33,12 @@ def official_iou(boxes: Tensor, truth: Tensor) -> Tensor:
 def official_running_average(hits: Tensor, batch_size: int) -> float:
     """``(1/N) Σ_b n_b · (hits up to batch b / images up to batch b)``: early images count many times over.
 
-    Parameters
-    ----------
-    hits : (N,) bool or numbers, in the order of the file list
-    batch_size : images of a batch; the last one may be smaller
+    Hits are (N,) bool or numbers in the order of the file list; the last batch may be smaller.
 
-    Raises
-    ------
-    ValueError
-        If there are no hits to average or the batch size is not positive.
-
-    Examples
-    --------
     >>> official_running_average(torch.tensor([1, 1, 0, 0]), 2)
     0.75
     """
-    if hits.ndim != 1 or not len(hits):
+    if hits.ndim != 1 or len(hits) == 0:
         raise ValueError(f"hits must be (N,) with N at least 1, got {tuple(hits.shape)}; score images first")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; the official ones are 30 to 1280")
@@ -70,8 +54,6 @@ def official_running_average(hits: Tensor, batch_size: int) -> float:
 def official_tiny_boxes(boxes: Tensor) -> Tensor:
     """Tiny-ImageNet's inclusive x0 y0 x1 y1, taken for x y w h: the "box" x0, y0, x0 + x1, y0 + y1.
 
-    Examples
-    --------
     >>> official_tiny_boxes(torch.tensor([6, 25, 55, 51])).tolist()
     [6.0, 25.0, 61.0, 76.0]
     """
@@ -83,26 +65,17 @@ def official_box_transform(boxes: Tensor, image_size: tuple[float, float], resiz
     """Boxes in original pixels (..., 4) to network pixels, by a resize to ``resize − 1`` and a floored shift.
 
     ``x / W · (resize − 1) − floor((resize − 1 − crop) / 2)``, not clipped to the crop. For 64-pixel images
-    without a crop the shift is −1: every box moves by one pixel.
+    without a crop the shift is −1: every box moves by one pixel. The image size is (width, height).
 
-    Parameters
-    ----------
-    boxes : x0 y0 x1 y1
-    image_size : original (width, height)
-
-    Examples
-    --------
     >>> official_box_transform(torch.tensor([0.0, 0.0, 64.0, 32.0]), (64, 64), resize=64, crop=64).tolist()
     [1.0, 1.0, 64.0, 32.5]
     """
     if min(image_size) <= 0 or not 0 < crop <= resize:
-        raise ValueError(
-            f"need a positive image size and 0 < crop <= resize, got {image_size}, {crop}, {resize}"
-        )
+        raise ValueError(f"need image size > 0 and 0 < crop <= resize, got {image_size}, {crop}, {resize}")
     side = resize - 1
     shift = math.floor((side - crop) / 2)
-    width, height = image_size
-    return _as_boxes("boxes", boxes) * (side / torch.tensor([width, height] * 2, dtype=torch.float64)) - shift
+    size = torch.tensor([*image_size, *image_size], dtype=torch.float64)
+    return _as_boxes("boxes", boxes) * (side / size) - shift
 
 
 def official_threshold(threshold: float) -> float:
@@ -112,8 +85,6 @@ def official_threshold(threshold: float) -> float:
     ``int(255 t)``. Asked for 0.2, that keeps values from 52/256 up. The number just below is returned,
     for use with ``>``.
 
-    Examples
-    --------
     >>> round(official_threshold(0.2), 6)
     0.203125
     """

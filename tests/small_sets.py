@@ -40,13 +40,8 @@ def write_tiny(folder: Path) -> Path:
     root = folder / "tiny-imagenet-200"
     for label, wnid in enumerate(("n02", "n01")):
         for number in range(2):
-            write_image(
-                root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG",
-                64,
-                64,
-                number,
-                "L" if number else "RGB",
-            )
+            file = root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG"
+            write_image(file, 64, 64, number, "L" if number else "RGB")
         (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(
             f"{wnid}_0.JPEG\t0\t10\t63\t62\n{wnid}_1.JPEG\t5\t5\t5\t20\n"
         )

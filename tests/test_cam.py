@@ -21,6 +21,7 @@ from infocam_utils.cam import (
 from infocam_utils.classifiers.adapt import Classifier, adapt
 from infocam_utils.classifiers.backbones import classifier
 
+CPU = [torch.profiler.ProfilerActivity.CPU]
 VARIANTS = (None, "others", "least_likely", "runner_up")
 K, C = 7, 5
 
@@ -37,15 +38,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return features, weight, bias, logits, labels
 
 
-def naive(
-    features: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    against: str | None,
-    logits: Tensor,
-    region: int,
-    padding: str,
-) -> Tensor:
+def naive(features, weight, labels, against, logits, region, padding) -> Tensor:
     """The definition, cell by cell, in plain Python."""
     size, channels, height, width = features.shape
     before = region - 1 if padding == "full" else (region - 1) // 2
@@ -109,21 +102,6 @@ def test_completeness(batch, against):
     torch.testing.assert_close(mean + bias_difference, own - rival)
 
 
-@pytest.mark.parametrize("against", VARIANTS)
-def test_gauge(batch, against):
-    """A vector added to every row of the weight changes CAM, but neither the softmax nor any contrast."""
-    features, weight, bias, logits, labels = batch
-    moved = weight + 3 * torch.randn(1, C, dtype=torch.float64)
-    moved_logits = features.mean((2, 3)) @ moved.T + bias
-    torch.testing.assert_close(moved_logits.softmax(1), logits.softmax(1))
-    before = info_cam(features, weight, labels, against, logits, region=2, padding="full")
-    after = info_cam(features, moved, labels, against, moved_logits, region=2, padding="full")
-    if against is None:
-        assert (after - before).abs().max() > 1
-    else:
-        torch.testing.assert_close(after, before)
-
-
 def test_mean_of_others_is_a_multiple_of_cam_where_the_rows_sum_to_zero(batch):
     features, weight, _, _, labels = batch
     centred = weight - weight.mean(0)
@@ -131,32 +109,6 @@ def test_mean_of_others_is_a_multiple_of_cam_where_the_rows_sum_to_zero(batch):
     torch.testing.assert_close(contrast, K / (K - 1) * info_cam(features, centred, labels, None))
     # and that is infoCAM of the weight as it was
     torch.testing.assert_close(contrast, info_cam(features, weight, labels, "others"))
-
-
-def test_with_two_classes_all_rivals_are_the_other_class(batch):
-    features, weight, _, logits, labels = batch
-    maps = [info_cam(features, weight[:2], labels % 2, a, logits[:, :2]) for a in VARIANTS[1:]]
-    torch.testing.assert_close(maps[0], maps[1])
-    torch.testing.assert_close(maps[0], maps[2])
-
-
-@pytest.mark.parametrize("against", VARIANTS)
-def test_a_batch_is_its_images(batch, against):
-    features, weight, _, logits, labels = batch
-    whole = info_cam(features, weight, labels, against, logits, 3)
-    single = [
-        info_cam(features[i : i + 1], weight, labels[i : i + 1], against, logits[i : i + 1], 3)
-        for i in range(6)
-    ]
-    torch.testing.assert_close(whole, torch.cat(single), rtol=1e-12, atol=1e-12)
-
-
-def test_an_image_whose_label_is_least_likely_still_has_a_map(batch):
-    features, weight, _, logits, labels = batch
-    assert labels[0] == logits[0].argmin()
-    assert info_cam(features, weight, labels, "least_likely", logits)[0].abs().max() > 0.1
-    assert labels[1] == logits[1].argmax()
-    assert info_cam(features, weight, labels, "runner_up", logits)[1].abs().max() > 0.1
 
 
 def test_nothing_of_the_caller_is_changed(batch):
@@ -193,66 +145,50 @@ def test_half_precision_features_meet_float_weights(batch):
 def test_info_cam_does_not_draw_a_map_for_every_class():
     """K = 1,000 on 28x28: all maps would be 200 MB for this batch; no tensor on the way is 1 % of that."""
     features, weight = torch.zeros(64, 8, 28, 28), torch.zeros(1000, 8)
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
+    with torch.profiler.profile(profile_memory=True, activities=CPU) as profile:
         info_cam(features, weight, torch.arange(64), "least_likely", torch.randn(64, 1000), 3)
     assert max(event.cpu_memory_usage for event in profile.events()) < 2e6
 
 
 def test_class_activation_maps_allocate_their_result_only():
     features, weight = torch.zeros(4, 256, 28, 28), torch.zeros(1000, 256)
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
+    with torch.profiler.profile(profile_memory=True, activities=CPU) as profile:
         maps = class_activation_maps(features, weight)
     size = maps.numel() * maps.element_size()
     allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
     assert sum(allocated) == pytest.approx(size, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"features": torch.zeros(6, C, 4)}, r"features must be \(B, C, h, w\).*\(6, 5, 4\)"),
-        ({"features": torch.zeros(0, C, 4, 3)}, "not empty"),
-        ({"weight": torch.zeros(K, C + 1)}, r"weight must be \(K, 5\).*\(7, 6\)"),
-        ({"labels": torch.zeros(5, dtype=torch.int64)}, r"labels must be \(6,\)"),
-        ({"labels": torch.zeros(6)}, "integers"),
-        ({"labels": torch.full((6,), K)}, r"0..6.*7..7"),
-        ({"labels": torch.full((6,), -1)}, r"0..6.*-1..-1"),
-        ({"logits": None}, "pass logits=model"),
-        ({"logits": torch.zeros(6, K + 1)}, r"\(6, 7\).*\(6, 8\)"),
-        (
-            {"logits": torch.zeros(6, K).index_fill(0, torch.tensor([2]), math.nan)},
-            r"images \[2\].*not finite",
-        ),
-        ({"against": "nearest"}, "'nearest'"),
-        (
-            {"weight": torch.zeros(1, C), "labels": torch.zeros(6, dtype=torch.int64), "logits": None},
-            "2 classes",
-        ),
-        ({"region": 0}, "region must be at least 1 cell, was 0"),
-        ({"padding": "valid"}, "'same' or 'full', was 'valid'"),
-    ],
-)
+BAD_INPUT = [
+    ({"features": torch.zeros(6, C, 4)}, r"features must be \(B, C, h, w\).*\(6, 5, 4\)"),
+    ({"features": torch.zeros(0, C, 4, 3)}, "not empty"),
+    ({"weight": torch.zeros(K, C + 1)}, r"weight must be \(K, 5\).*\(7, 6\)"),
+    ({"labels": torch.zeros(5).long()}, r"labels must be \(6,\)"),
+    ({"labels": torch.zeros(6)}, "integer"),
+    ({"labels": torch.full((6,), K)}, r"\[0, 6\], got 7"),
+    ({"labels": torch.full((6,), -1)}, r"\[0, 6\], got -1"),
+    ({"logits": None}, "pass logits=model"),
+    ({"logits": torch.zeros(6, K + 1)}, r"\(6, 7\).*\(6, 8\)"),
+    ({"logits": torch.diag(torch.tensor([0, 0, math.nan, 0, 0, 0, 0]))[:6]}, r"images \[2\].*not finite"),
+    ({"against": "nearest"}, "'nearest'"),
+    ({"weight": torch.zeros(1, C), "labels": torch.zeros(6).long(), "logits": None}, "2 classes"),
+    ({"region": 0}, "region must be at least 1 cell, was 0"),
+    ({"padding": "valid"}, "'same', 'full', got 'valid'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_INPUT)
 def test_bad_input_is_refused(batch, change, message):
     features, weight, _, logits, labels = batch
-    given = {
-        "features": features,
-        "weight": weight,
-        "labels": labels,
-        "logits": logits,
-        "against": "least_likely",
-    }
-    with pytest.raises(ValueError, match=message):
-        info_cam(**(given | change))
+    given = {"features": features, "weight": weight, "labels": labels, "logits": logits}
+    with pytest.raises((ValueError, TypeError), match=message):
+        info_cam(**{**given, "against": "least_likely", **change})
 
 
 def test_feature_norm_is_the_euclidean_norm(batch):
     features = batch[0]
     torch.testing.assert_close(feature_norm_maps(features), features.square().sum(1).sqrt())
-    with pytest.raises(ValueError, match=r"features must be \(B, C, h, w\), were \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"\(B, C, h, w\).*not pooled, were \(6, 5\)"):
         feature_norm_maps(features.mean((2, 3)))
 
 
@@ -501,23 +437,18 @@ def test_batches_split_alike():
     torch.testing.assert_close(torch.cat([part.maps for part in parts]), whole.maps)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"against": "all"}, "'all'"), ({"region": -1}, "was -1"), ({"padding": "none"}, "'none'")],
-)
-def test_options_are_refused_before_any_image(options, message):
-    with pytest.raises(ValueError, match=message):
-        InfoCAM(Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 3)), **options)
-
-
-def test_images_and_models_that_do_not_fit():
+def test_images_models_and_options_that_do_not_fit():
+    model = Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 3))
+    for options in ({"against": "all"}, {"region": -1}, {"padding": "none"}):  # before any image
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            InfoCAM(model, **options)
     with pytest.raises(ValueError, match=r"does not end in one nn.Linear.*Classifier"):
         InfoCAM(torchvision.models.squeezenet1_1())
-    with InfoCAM(Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 3))) as cam:
+    with InfoCAM(model) as cam:
         for images in (torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8)):
             with pytest.raises(ValueError, match="images must be"):
                 cam(images)
-        with pytest.raises(ValueError, match=r"0..2"):
+        with pytest.raises(ValueError, match=r"\[0, 2\], got 3"):
             cam(torch.zeros(1, 3, 8, 8), labels=[3])
         with pytest.raises(ValueError, match="not finite"):
             cam(torch.full((1, 3, 8, 8), math.inf))

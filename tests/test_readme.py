@@ -8,8 +8,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from infocam_utils.reproduce import runner as plans
-from infocam_utils.reproduce.cli import cli
+from infocam_utils.reproduce import results, runner
+from infocam_utils.reproduce.cli import cli, recipe_fields
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +44,14 @@ def test_make_targets_exist(target):
 def commands() -> list[list[str]]:
     lines = [line.split("#")[0].strip() for block in fenced("") for line in block.splitlines()]
     lines += re.findall(r"`(infocam [^`]+)`", README + (ROOT / "results" / "README.md").read_text())
-    return [shlex.split(line)[1:] for line in dict.fromkeys(lines) if line.startswith("infocam")]
+    spelled_out = [
+        line for line in dict.fromkeys(lines) if line.startswith("infocam") and "/NN.json" not in line
+    ]
+    return [shlex.split(line)[1:] for line in spelled_out]
+
+
+def planned(*request, **options):
+    return runner.plan(*request, recipe_fields=recipe_fields(), **options)
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -53,8 +60,7 @@ def test_commands_are_ones_that_the_program_knows(words):
     if words[0] == "run":
         command = cli.commands["run"]
         given = command.make_context("run", words[1:], resilient_parsing=False).params
-        made = plans.plan(given["notebooks"], given["profile"], given["overrides"])
-        assert made
+        assert planned(given["notebooks"], given["profile"], given["overrides"])
     else:
         group, arguments = words[0], words[1:]
         depth = 2 if group == "data" else 1
@@ -72,14 +78,22 @@ def test_every_folder_of_results_has_its_command():
         assert f"--name {folder} " in text
 
 
+def test_every_run_can_be_repeated_from_its_results_alone():
+    for path in sorted((ROOT / "results").glob("*/[0-9][0-9].json")):
+        record = results.read(path)
+        (made,) = planned(record=record)
+        assert made.path.stem == record.notebook
+        assert {k: made.in_force[k] for k in record.parameters} == record.parameters, path
+
+
 def test_every_profile_plans_all_notebooks():
     for name in ("smoke", "quick", "paper"):
-        assert len(plans.plan(profile=name)) == 5
+        assert len(planned(profile=name)) == 5
 
 
 def test_quick_profile_is_what_the_notebooks_have_as_defaults():
     """So that the committed notebooks, run by hand, are what `make reproduce` gives."""
-    for made in plans.plan(profile="quick"):
+    for made in planned(profile="quick"):
         assert {k: v for k, v in made.parameters.items() if v != made.defaults[k]} == {}, made.name
 
 

@@ -27,10 +27,10 @@ class Classifier(nn.Module):
 
     Parameters
     ----------
-    features : module, images (B, 3, H, W) → maps (B, C, h, w)
+    features : images (B, 3, H, W) → maps (B, C, h, w)
     linear : the class weights, `nn.Linear(C, K)`
-    name : shown in messages and records
-    dropout : share of the pooled features dropped while training; none at evaluation
+    name : shown in messages
+    dropout : share of the pooled features dropped while training
 
     Examples
     --------
@@ -114,44 +114,50 @@ def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
         raise TypeError(f"expected a torch.nn.Module, was {type(model).__name__}")
     name, modules = type(model).__name__, dict(model.named_modules())
     with evaluation_mode(model):
-        graph, linear = _trace(model, modules)
+        try:
+            graph = torch.fx.Tracer().trace(model)
+        except Exception as error:  # the model's own code, which may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name} cannot be traced ({reason}); {_REMEDY}") from error
+        last = graph.output_node().args[0]
+        linear = modules.get(str(last.target)) if isinstance(last, torch.fx.Node) else None
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"{name} does not end in one nn.Linear; {_REMEDY}")
         if probe is None:
             channels = next((m.in_channels for m in modules.values() if isinstance(m, nn.Conv2d)), 3)
             probe = torch.randn(1, channels, 224, 224, generator=torch.Generator().manual_seed(0))
-        probe = probe.to(linear.weight.device, linear.weight.dtype)
+        probe = probe.to(linear.weight)
         pooled: list[Tensor] = []
         watch = linear.register_forward_pre_hook(lambda _, entering: pooled.append(entering[0]))
         try:
             with torch.inference_mode():
                 expected, given = model(probe), pooled[-1]
                 ShapeProp(torch.fx.GraphModule(model, graph)).propagate(probe)
-        except Exception as error:  # the model's own code, which may raise anything
+        except Exception as error:
             found = f"{tuple(probe.shape)} ({type(error).__name__}: {error})"
-            raise ValueError(
-                f"{name} fails on images {found}; pass adapt(model, probe=<its images>)"
-            ) from error
+            remedy = "pass adapt(model, probe=<its images>)"
+            raise ValueError(f"{name} fails on images {found}; {remedy}") from error
         finally:
             watch.remove()
-        adapted = _cut(model, graph, linear, modules)
-        with evaluation_mode(adapted), torch.inference_mode():
+        adapted = _cut(model, graph, linear, modules).eval()
+        with torch.inference_mode():
             maps = adapted.forward_features(probe)
             if maps.ndim != 4 or maps.shape[1] != linear.in_features or maps[0, 0].numel() == 1:
-                raise ValueError(
-                    f"{name}'s last layer sees {tuple(maps.shape)}, not the mean of maps; {_REMEDY}"
-                )
+                sees = f"{name}'s last layer sees {tuple(maps.shape)}"
+                raise ValueError(f"{sees}, not the mean of maps; {_REMEDY}")
             means = adapted.pool(maps)
             off = disagreement(means, given) or disagreement(linear(means), expected)
-            if off:
-                raise ValueError(f"{name}'s logits are not linear in mean maps (off by {off:.1e}); {_REMEDY}")
+        if off:
+            raise ValueError(f"{name}'s logits are not linear in mean maps (off by {off:.1e}); {_REMEDY}")
     for module in set(adapted.modules()) - set(modules.values()):
         module.training = model.training
     return adapted
 
 
 def disagreement(found: Tensor, expected: Tensor) -> float:
-    """0 where two results agree within the root of their precision, or else how far they are apart.
+    """How far two results are apart, over the largest expected value; 0 within the root of their precision.
 
-    The distance is the largest difference over the largest expected value; NaN where one of them is.
+    NaN where one of them is.
 
     >>> disagreement(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])), disagreement(*torch.zeros(2, 3))
     (0.5, 0.0)
@@ -161,21 +167,6 @@ def disagreement(found: Tensor, expected: Tensor) -> float:
     return 0.0 if gap < limits.eps**0.5 else gap
 
 
-def _trace(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[torch.fx.Graph, nn.Linear]:
-    """The model's graph and the linear layer at its end."""
-    name = type(model).__name__
-    try:
-        graph = torch.fx.Tracer().trace(model)
-    except Exception as error:  # the model's own code
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name} cannot be traced ({reason}); {_REMEDY}") from error
-    last = _output(graph).args[0]
-    linear = modules.get(str(last.target)) if isinstance(last, torch.fx.Node) else None
-    if not isinstance(linear, nn.Linear):
-        raise ValueError(f"{name} does not end in one nn.Linear; {_REMEDY}")
-    return graph, linear
-
-
 def _cut(
     model: nn.Module, graph: torch.fx.Graph, linear: nn.Linear, modules: dict[str, nn.Module]
 ) -> Classifier:
@@ -183,15 +174,14 @@ def _cut(
 
     An average over a part of the map leaves more than one cell and so stays with the features.
     """
-    output = _output(graph)
-    cut, dropout = output.all_input_nodes[0].all_input_nodes[0], 0.0
+    output, dropout = graph.output_node(), 0.0
+    cut = output.all_input_nodes[0].all_input_nodes[0]
     while cut.all_input_nodes:
         shape = getattr(cut.meta.get("tensor_meta"), "shape", torch.Size())
-        if len(shape) == 4 and shape[2:].numel() > 1:
-            break
         part = modules.get(str(cut.target)) if cut.op == "call_module" else None
         called = cut.target if isinstance(cut.target, str) else getattr(cut.target, "__name__", "")
-        if not (isinstance(part, _POOLING_LAYERS) if part is not None else called in _POOLING_CALLS):
+        pools = isinstance(part, _POOLING_LAYERS) if part is not None else called in _POOLING_CALLS
+        if not pools or (len(shape) == 4 and shape[2:].numel() > 1):
             break
         dropout = part.p if isinstance(part, nn.Dropout) else dropout
         cut = cut.all_input_nodes[0]
@@ -200,7 +190,3 @@ def _cut(
     features = torch.fx.GraphModule(model, graph, type(model).__name__)
     features.delete_all_unused_submodules()
     return Classifier(features, linear, type(model).__name__, dropout)
-
-
-def _output(graph: torch.fx.Graph) -> torch.fx.Node:
-    return next(node for node in graph.nodes if node.op == "output")

@@ -1,8 +1,4 @@
-"""Networks of the form features → global average pooling → one linear layer, by name, and their weights.
-
-The small residual network of the drawn birds, the paper's VGG16-GAP, ResNet-50 and MNIST network,
-MobileNetV2, and any torchvision model of this form.
-"""
+"""Networks of the form features → global average pooling → one linear layer, by name, and their weights."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import vgg
 
 from infocam_utils.classifiers.adapt import Classifier, adapt
 from infocam_utils.data.store import file_digest
@@ -28,6 +25,10 @@ STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
     "vgg16_gap": (16,),
     "mobilenet_v2": (32, 16),
     "paper_mnist_cnn": (),  # no map: one cell, whatever the image's size
+}
+ADL_PLACES: dict[str, dict[str, dict[str, float]]] = {  # thresholds by the layers that they follow
+    "vgg16_gap": {"": {"16": 0.8, "23": 0.8, "29": 0.8}},  # pool3, pool4 and conv5_3 with its ReLU
+    "resnet50": {"layer3": {"0": 0.9}, "layer4": {"0": 0.9, "2": 0.9}},
 }
 
 
@@ -56,72 +57,60 @@ class ADL(nn.Module):
         return x * torch.where(torch.rand((), device=x.device) < self.rate, drop, attention.sigmoid())
 
 
+def _add_adl(layers: nn.Sequential, thresholds: Mapping[str, float]) -> None:
+    """Put an ADL behind the named layers; all keep their names, which are those in weight files."""
+    children = list(layers.named_children())
+    del layers[:]
+    for name, layer in children:
+        layers.add_module(name, layer)
+        if name in thresholds:
+            layers.add_module(f"adl{name}", ADL(thresholds[name]))
+
+
 class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        norm, relu = nn.BatchNorm2d(outputs), nn.ReLU(True)
-        second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.body = nn.Sequential(first, norm, relu, second, nn.BatchNorm2d(outputs))
+        first = _convolution(inputs, outputs, 3, stride)
+        self.body = nn.Sequential(*first, nn.ReLU(inplace=True), *_convolution(outputs, outputs, 3))
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.skip = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            self.skip = nn.Sequential(*_convolution(inputs, outputs, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.skip(x))
 
 
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    convolution = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs)
+
+
 def _small_resnet(num_classes: int, stride: int) -> Classifier:
     last = stride // 4  # the paper's drawn 64-pixel birds: 8x8 maps at stride 8, 16x16 at stride 4
-    stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-    blocks = [_Residual(16, 32, 2), _Residual(32, 32, 1), _Residual(32, 64, last), _Residual(64, 64, 1)]
-    top = [nn.Conv2d(64, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(inplace=True)]
-    features = nn.Sequential(*stem, *blocks, *top)
+    stem = (*_convolution(3, 16, 3, 2), nn.ReLU(inplace=True))
+    blocks = (_Residual(16, 32, 2), _Residual(32, 32, 1), _Residual(32, 64, last), _Residual(64, 64, 1))
+    features = nn.Sequential(*stem, *blocks, *_convolution(64, 128, 1), nn.ReLU(inplace=True))
     model = Classifier(features, nn.Linear(128, num_classes), "small_resnet")
     return model.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
 
-def _after(layers: nn.Sequential, additions: Mapping[str, float]) -> nn.Sequential:
-    """Put an ADL of the given threshold behind the named layers, whose names must stay as in weight files."""
-    named: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, layer in layers.named_children():
-        named[name] = layer
-        if name in additions:
-            named[f"adl{name}"] = ADL(additions[name])
-    return nn.Sequential(named)
-
-
-def _resnet(
-    stock: torchvision.models.ResNet, num_classes: int, stride: int, name: str, adl: bool
-) -> Classifier:
+def _resnet(name: str, stock: torchvision.models.ResNet, num_classes: int, stride: int) -> Classifier:
     if stride in (16, 4):  # as in the paper: no stride in layer4, and no dilation in its place
-        first = stock.layer4[0]
-        strided = first.conv2 if isinstance(first, torchvision.models.resnet.Bottleneck) else first.conv1
-        strided.stride = first.downsample[0].stride = (1, 1)
+        for layer in stock.layer4.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
     if stride <= 8:  # a stem for small images, which cannot spare the first two halvings
         stock.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         stock.maxpool = nn.Identity()
-    if adl:
-        stock.layer3 = _after(stock.layer3, {"0": 0.9})
-        stock.layer4 = _after(stock.layer4, {"0": 0.9, "2": 0.9})
     parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     features = nn.Sequential(OrderedDict((part, getattr(stock, part)) for part in parts))
     stock.fc = nn.Linear(stock.fc.in_features, num_classes)
     return Classifier(features, stock.fc, name)
 
 
-def _vgg16_gap(num_classes: int, adl: bool) -> Classifier:
+def _vgg16_gap(num_classes: int) -> Classifier:
     # Not cut from torchvision's VGG16, of which 90 % are linear layers; the layer numbers are its own.
-    features, channels = nn.Sequential(), 3
-    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-        if width == 0:
-            features.append(nn.MaxPool2d(2))
-        else:
-            features.extend([nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)])
-            channels = width
-    if adl:  # behind pool3, pool4 and conv5_3 with its ReLU
-        features = _after(features, {"16": 0.8, "23": 0.8, "29": 0.8})
+    features = vgg.make_layers(vgg.cfgs["D"][:-1])
     features.add_module("conv6", nn.Conv2d(512, 1024, 3, padding=1))
     features.add_module("relu6", nn.ReLU(inplace=True))
     for layer in features:
@@ -149,19 +138,11 @@ def _paper_mnist_cnn(num_classes: int, image_size: int) -> Classifier:
     side = ((image_size - 4) // 2 - 4) // 2
     if side < 1:
         raise ValueError(f"image_size must be at least 16, was {image_size}; enlarge the images")
-    first = [nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    second = [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    dense = [nn.Flatten(), nn.Linear(50 * side * side, 500), nn.ReLU()]
-    features = nn.Sequential(*first, *second, *dense)
-    linear = nn.Linear(500, num_classes)
-    features.append(nn.Unflatten(1, (-1, 1, 1)))  # as maps of one cell
-    return Classifier(features, linear, "paper_mnist_cnn")
-
-
-def _weights_file(weights: str | Path) -> Path:
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"no weights file {weights}; pass None, 'imagenet' or a state dict's path")
-    return Path(weights)
+    first = (nn.Conv2d(3, 20, 5), nn.ReLU(), nn.MaxPool2d(2))
+    second = (nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2))
+    dense = (nn.Flatten(), nn.Linear(50 * side * side, 500), nn.ReLU())
+    features = nn.Sequential(*first, *second, *dense, nn.Unflatten(1, (-1, 1, 1)))  # to maps of one cell
+    return Classifier(features, nn.Linear(500, num_classes), "paper_mnist_cnn")
 
 
 def weights_digest(weights: str | Path | None) -> str:
@@ -172,15 +153,13 @@ def weights_digest(weights: str | Path | None) -> str:
     >>> weights_digest(None)
     'none'
     """
-    if weights is None or weights == "imagenet":
-        return str(weights).lower()
-    return file_digest(_weights_file(weights))
+    return file_digest(weights) if weights not in (None, "imagenet") else str(weights).lower()
 
 
 def read_saved(path: Path, remedy: str) -> Any:
     """What `torch.save` wrote to `path`, on the CPU; no code in it is run.
 
-    The checksums are compared first, since torch compares none; files of torch before 1.6 have none.
+    The checksums are compared first, since torch compares none.
 
     Raises
     ------
@@ -200,9 +179,8 @@ def read_saved(path: Path, remedy: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there are as many ways to fail as wrong files
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ValueError(
-            f"{path} cannot be read whole and without running code ({reason}); {remedy}"
-        ) from error
+        message = f"{path} cannot be read whole and without running code ({reason}); {remedy}"
+        raise ValueError(message) from error
 
 
 def _read_state(weights: str | Path, backbone: str) -> dict[str, Tensor]:
@@ -212,22 +190,17 @@ def _read_state(weights: str | Path, backbone: str) -> dict[str, Tensor]:
         stock_name = {"vgg16_gap": "vgg16"}.get(backbone, backbone.removeprefix("torchvision:"))
         entry = torchvision.models.get_model_weights(stock_name)["IMAGENET1K_V1"]
         try:
-            return _today(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+            state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except OSError as error:  # what urllib raises without a network
-            raise RuntimeError(
-                f"cannot fetch {entry.url} ({error}); download it elsewhere and pass weights=<local file>"
-            ) from error
-    path = _weights_file(weights)
-    state = read_saved(path, "get it again, or save one with torch.save(model.state_dict(), path)")
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__}; save torch.save(model.state_dict(), path)")
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        found = ", ".join(map(str, state))[:80]
-        raise ValueError(f"{path} holds {found}, not tensors by name; save the state dict within it alone")
-    return _today(state)
-
-
-def _today(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            remedy = "download it elsewhere and pass weights=<local file>"
+            raise RuntimeError(f"cannot fetch {entry.url} ({error}); {remedy}") from error
+    elif Path(weights).is_file():
+        state = read_saved(Path(weights), "get it again, or save one with torch.save(model.state_dict(), …)")
+    else:
+        raise FileNotFoundError(f"no weights file {weights}; pass None, 'imagenet' or a state dict's path")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = ", ".join(map(str, state))[:80] if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise ValueError(f"{weights} holds {found}, not tensors by name; save the state dict within it alone")
     # torchvision's DenseNet files are older than their layers' names
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name): value for name, value in state.items()}
 
@@ -237,29 +210,25 @@ def _load_state(model: Classifier, stock: nn.Module | None, state: dict[str, Ten
 
     `stock` is the torchvision model that `model` was cut from and shares its tensors with, if there is one.
     """
-    own = model.state_dict(keep_vars=True)
+    own, random = model.state_dict(keep_vars=True), []  # prefixes of what stays as it is
     if "linear.weight" not in state:  # the stock model's names: the same tensors, found by identity
         names = {id(tensor): name for name, tensor in own.items()}
-        stock_state = {} if stock is None else stock.state_dict(keep_vars=True)
-        translate = {name: names[id(tensor)] for name, tensor in stock_state.items() if id(tensor) in names}
-        state = {translate.get(name, name): tensor for name, tensor in state.items()}
+        theirs = {} if stock is None else stock.state_dict(keep_vars=True)
+        ours = {name: names[id(tensor)] for name, tensor in theirs.items() if id(tensor) in names}
+        state = {ours.get(name, name): tensor for name, tensor in state.items()}
         if model.name == "vgg16_gap":  # a stock VGG16 has linear layers instead of conv6
             state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-            state |= {name: own[name].detach() for name in own if name.startswith("features.conv6.")}
-    if "linear.weight" not in state or len(state["linear.weight"]) != model.num_classes:
-        state |= {name: own[name].detach() for name in own if name.startswith("linear.")}
+            random.append("features.conv6.")
+    if len(state.get("linear.weight", ())) != model.num_classes:
+        random.append("linear.")
+    state |= {name: own[name] for name in own if name.startswith(tuple(random))}
     # older files lack the batch counters, which nothing here uses
-    state = {name: own[name].detach() for name in own if name.endswith("num_batches_tracked")} | state
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    misfit = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if missing or unexpected or misfit:
-        raise ValueError(
-            f"{source} does not fit {model.name}: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misfit)} of another shape {misfit[:3]}; "
-            "is it of another backbone or stride?"
-        )
-    model.load_state_dict(state)
+    state = {name: own[name] for name in own if name.endswith("num_batches_tracked")} | state
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = f"{str(error)[:400]}; is it of another backbone or stride?"
+        raise ValueError(f"{source} does not fit {model.name}: {reason}") from error
 
 
 def classifier(
@@ -278,13 +247,13 @@ def classifier(
         `vgg16_gap`, `mobilenet_v2`, `torchvision:NAME` for any torchvision model of this form, or
         `paper_mnist_cnn` (432 thousand parameters), whose features are one cell, since it does not pool
     num_classes : K, at least 2
-    weights : None (random, from torch's global generator), `imagenet` (torchvision's IMAGENET1K_V1, which
-        torchvision downloads), or a local file with a state dict of the torchvision model or of this
-        classifier. A head for another number of classes is left out and stays random.
-    stride : pixels per map cell; None for the backbone's own, the first of `STRIDES`. The paper's ResNet-50
-        has 16 (4x4 maps at 64 pixels, 14x14 at 224): layer4 without stride, undilated. MobileNetV2 at 16 is
-        dilated instead, so that pretrained filters sample what they were trained on. ResNets at 8 or 4 have a
-        3x3 stem without pooling, for training on small images.
+    weights : None (random, from torch's global generator), `imagenet` (torchvision's IMAGENET1K_V1), or a
+        file with a state dict of the torchvision model or of this classifier. A head for another number of
+        classes is left out and stays random.
+    stride : pixels per map cell; None for the backbone's own, the first of `STRIDES`. ResNets at 16 are the
+        paper's (4x4 maps at 64 pixels, 14x14 at 224): layer4 without stride, undilated; at 8 or 4 they have
+        a 3x3 stem without pooling, for training on small images. MobileNetV2 at 16 is dilated instead, so
+        that pretrained filters sample what they were trained on.
     image_size : if given, checked to leave a map of at least 2x2 cells; it decides the layers of
         `paper_mnist_cnn`, 28 pixels unless given
     adl : insert attention-based dropout at the paper's positions (`vgg16_gap`, `resnet50`)
@@ -308,25 +277,22 @@ def classifier(
         near = difflib.get_close_matches(backbone, [*STRIDES, *stock_names]) or list(STRIDES)
         raise ValueError(f"unknown backbone {backbone!r}; did you mean {', '.join(near)}?")
     if backbone in ("torchvision:googlenet", "torchvision:inception_v3"):
-        raise ValueError(
-            f"{backbone} rescales its input if pretrained; build it in torchvision, then adapt(model)"
-        )
-    if stride is not None and stride not in STRIDES.get(backbone, ()):
-        offered = ", ".join(map(str, STRIDES.get(backbone, ()))) or "None, its own"
+        raise ValueError(f"{backbone} rescales its input; build it in torchvision, then adapt(model)")
+    strides = STRIDES.get(backbone, ())
+    if stride is not None and stride not in strides:
+        offered = ", ".join(map(str, strides)) or "None, its own"
         raise ValueError(f"{backbone} has no stride {stride}; offered: {offered}")
-    if adl and backbone not in ("vgg16_gap", "resnet50"):
-        raise ValueError(f"ADL is defined for vgg16_gap and resnet50, not for {backbone}; pass adl=False")
+    if adl and backbone not in ADL_PLACES:
+        raise ValueError(f"ADL is defined for {' and '.join(ADL_PLACES)}, not for {backbone}; pass adl=False")
     cell = stride or next(iter(STRIDES.get(backbone, (32,))), 1)
     if image_size is not None and image_size < 2 * cell:
-        raise ValueError(
-            f"image_size {image_size} leaves no 2x2 map at stride {cell}; use at least {2 * cell}"
-        )
+        raise ValueError(f"image_size {image_size} leaves no 2x2 map; it must be at least {2 * cell}")
 
     stock: nn.Module | None = None
     if backbone == "small_resnet":
         model = _small_resnet(num_classes, cell)
     elif backbone == "vgg16_gap":
-        model = _vgg16_gap(num_classes, adl)
+        model = _vgg16_gap(num_classes)
     elif backbone == "paper_mnist_cnn":
         model = _paper_mnist_cnn(num_classes, image_size or 28)
     else:
@@ -334,12 +300,14 @@ def classifier(
         if backbone == "mobilenet_v2":
             model = _mobilenet_v2(stock, num_classes, cell)
         elif backbone in STRIDES:
-            model = _resnet(stock, num_classes, cell, backbone, adl)
+            model = _resnet(backbone, stock, num_classes, cell)
         else:
             model = adapt(stock)
             head = next(name for name, module in stock.named_modules() if module is model.linear)
             model.linear, model.name = nn.Linear(model.linear.in_features, num_classes), backbone
             stock.set_submodule(head, model.linear)
+    for part, thresholds in (ADL_PLACES[backbone] if adl else {}).items():
+        _add_adl(model.features.get_submodule(part), thresholds)  # type: ignore[arg-type]
     if weights is not None:
         _load_state(model, stock, _read_state(weights, backbone), f"{weights}")
     return model

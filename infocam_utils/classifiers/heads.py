@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from infocam_utils.data.splits import stratified_split
+from infocam_utils.information import check_choice
 
-OPTIMIZERS = ("adamw", "lbfgs")
-MAX_ITERATIONS = 5000
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -65,13 +64,50 @@ def fit_head(
     >>> head.weight.sum(0).abs().max().item() < 1e-6, head(x).argmax(1).tolist()
     (True, [0, 1])
     """
-    _check(features, labels, num_classes, epochs, batch_size, lr, weight_decay)
+    check_choice("optimizer", optimizer, ("adamw", "lbfgs"))
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
+        raise ValueError(
+            f"features must be (N, C) and labels (N,) with N at least 1, were {tuple(features.shape)} and "
+            f"{tuple(labels.shape)}; pool maps over their positions first"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features must be finite; find the images whose features are not, and the reason")
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, were {least}..{most}")
+    if epochs < 1 or batch_size < 1 or not 0 < lr < math.inf or not 0 <= weight_decay < math.inf:
+        raise ValueError(
+            "epochs and batch_size must be at least 1, lr positive and weight_decay not negative; were "
+            f"{epochs}, {batch_size}, {lr} and {weight_decay}"
+        )
     loss = nn.CrossEntropyLoss() if loss is None else loss
+    head = nn.utils.skip_init(nn.Linear, features.shape[1], num_classes).to(features).eval()
     if optimizer == "lbfgs":
-        return _lbfgs(features, labels, num_classes, loss, weight_decay, tolerance)
-    if optimizer == "adamw":
-        return _adamw(features, labels, num_classes, loss, weight_decay, epochs, lr, batch_size, seed)
-    raise ValueError(f"optimizer must be one of {OPTIMIZERS}, was {optimizer!r}")
+        _lbfgs(head, features, labels, loss, weight_decay, tolerance)
+        return head
+
+    generator, bound = torch.Generator().manual_seed(seed), head.in_features**-0.5  # nn.Linear's own range
+    start = torch.empty(head.weight.shape).uniform_(-bound, bound, generator=generator)
+    head.load_state_dict({"weight": start, "bias": torch.zeros(head.out_features)})
+    groups: list[dict[str, Any]] = [{"params": [head.weight]}, {"params": [head.bias], "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    steps = math.ceil(len(features) / batch_size)
+    for epoch in range(epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for step, batch in enumerate(order.tensor_split(steps)):
+            rate = lr * 0.5 * (1 + math.cos(math.pi * (epoch + step / steps) / epochs))
+            for group in adam.param_groups:
+                group["lr"] = rate
+            value = loss(head(features[batch]), labels[batch])
+            if not math.isfinite(number := value.item()):
+                raise FloatingPointError(
+                    f"the loss became {number} in epoch {epoch + 1}, step {step + 1}, at a learning rate of "
+                    f"{rate:.3g}; lower lr (it was {lr:g})"
+                )
+            adam.zero_grad()
+            value.backward()
+            adam.step()
+    return head
 
 
 def select_decay(
@@ -101,118 +137,37 @@ def select_decay(
     1e-05
     """
     rows, unseen = stratified_split(labels, 0.2, seed) if split is None else split
+    seen = features[rows], labels[rows], num_classes
     losses = []
     for decay in candidates:
-        head = fit_head(
-            features[rows], labels[rows], num_classes, weight_decay=decay, optimizer="lbfgs", tolerance=1e-3
-        )
+        head = fit_head(*seen, weight_decay=decay, optimizer="lbfgs", tolerance=1e-3)
         with torch.no_grad():
             losses.append(float(cross_entropy(head(features[unseen]), labels[unseen])))
     return candidates[losses.index(min(losses))]
 
 
-def _check(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or len(features) == 0:
-        raise ValueError(
-            f"features must be (N, C) and labels (N,) with N at least 1, were {tuple(features.shape)} and "
-            f"{tuple(labels.shape)}; pool maps over their positions first"
-        )
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("features must be finite; find the images whose features are not, and the reason")
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, were {int(labels.min())}..{int(labels.max())}"
-        )
-    if epochs < 1 or batch_size < 1 or not 0 < lr < math.inf or not 0 <= weight_decay < math.inf:
-        raise ValueError(
-            "epochs and batch_size must be at least 1, lr positive and weight_decay not negative; were "
-            f"{epochs}, {batch_size}, {lr} and {weight_decay}"
-        )
-
-
 def _lbfgs(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    loss: nn.Module,
-    weight_decay: float,
-    tolerance: float,
-) -> nn.Linear:
+    head: nn.Linear, features: Tensor, labels: Tensor, loss: nn.Module, weight_decay: float, tolerance: float
+) -> None:
     x, y = features.detach().cpu().double(), labels.cpu()
-    shape = (num_classes, x.shape[1])
-    size = shape[0] * shape[1]
+    sizes = [head.weight.numel(), head.out_features]  # of the vector in which weight and bias move
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-        weight, bias = torch.from_numpy(point[:size]).view(shape), torch.from_numpy(point[size:])
+        weight, bias = torch.from_numpy(point).split(sizes)
+        weight = weight.view_as(head.weight)
         logits = torch.addmm(bias, x, weight.T).requires_grad_()  # (N, K)
         value = loss(logits, y)
         (slope,) = torch.autograd.grad(value, logits)
         gradient = torch.cat([(slope.T @ x + weight_decay * weight).flatten(), slope.sum(0)])
         return value.item() + 0.5 * weight_decay * weight.square().sum().item(), gradient.numpy()
 
-    limits = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "maxcor": 20}
-    options = limits | {"ftol": 0.0, "gtol": tolerance}
-    start = np.zeros(size + num_classes)
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    options = {"maxiter": 5000, "maxfun": 10_000, "maxcor": 20, "ftol": 0.0, "gtol": tolerance}
+    found = minimize(objective, np.zeros(sum(sizes)), jac=True, method="L-BFGS-B", options=options)
     largest = float(np.abs(found.jac).max())
     if not largest <= tolerance:
         raise ValueError(
             f"L-BFGS stopped after {found.nit} iterations at a largest gradient of {largest:.1e}, above "
             f"tolerance={tolerance:.1e}; raise weight_decay or tolerance, or scale the features to about 1"
         )
-    solution = torch.from_numpy(found.x)
-    return _linear(solution[:size].view(shape), solution[size:], features)
-
-
-def _adamw(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    loss: nn.Module,
-    weight_decay: float,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-) -> nn.Linear:
-    generator = torch.Generator().manual_seed(seed)
-    count, channels = features.shape
-    bound = channels**-0.5  # nn.Linear's own initial range, drawn from this seed
-    start = torch.empty(num_classes, channels).uniform_(-bound, bound, generator=generator)
-    head = _linear(start, torch.zeros(num_classes), features)
-    groups: list[dict[str, Any]] = [{"params": [head.weight]}]
-    groups.append({"params": [head.bias], "weight_decay": 0.0})
-    adam = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-    steps = math.ceil(count / batch_size)
-    for epoch in range(epochs):
-        for step, batch in enumerate(torch.randperm(count, generator=generator).tensor_split(steps)):
-            progress = (epoch + step / steps) / epochs
-            for group in adam.param_groups:
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
-            value = loss(head(features[batch]), labels[batch])
-            if not math.isfinite(number := value.item()):
-                raise FloatingPointError(
-                    f"the loss became {number} in epoch {epoch + 1}, step {step + 1}, at a learning rate of "
-                    f"{adam.param_groups[0]['lr']:.3g}; lower lr (it was {lr:g})"
-                )
-            adam.zero_grad()
-            value.backward()
-            adam.step()
-    return head.eval()
-
-
-def _linear(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Linear:
-    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    head = head.to(device=like.device, dtype=like.dtype)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    return head
+    weight, bias = torch.from_numpy(found.x).split(sizes)
+    head.load_state_dict({"weight": weight.view_as(head.weight), "bias": bias})

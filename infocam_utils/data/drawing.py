@@ -71,44 +71,30 @@ def _smooth(*points: tuple[float, float]) -> np.ndarray:
     return CubicSpline(np.arange(len(closed)), closed, bc_type="periodic")(np.linspace(0, len(points), 28))
 
 
-@lru_cache(maxsize=1)
-def _unit_bird() -> tuple[np.ndarray, list[tuple[str, slice]], dict[str, slice]]:
-    """Points (P, 2) of a bird that looks right, x right and y down, in painting order.
-
-    The second value says which points are which polygon; the third which points move together.
-    """
-    polygons: list[tuple[str, str, np.ndarray]] = [  # (what moves with it, colour, points)
-        ("legs", "leg", np.array([(-0.02, 0.25), (0.04, 0.25), (0.05, 0.58), (0.00, 0.58)])),
-        ("legs", "leg", np.array([(0.14, 0.25), (0.20, 0.25), (0.21, 0.58), (0.16, 0.58)])),
-        ("tail", "tail", np.array([(-0.34, -0.14), (-0.95, -0.02), (-1.0, 0.08), (-0.96, 0.24),
-                                   (-0.34, 0.16)])),
-        ("trunk", "body", _smooth((-0.52, 0.02), (-0.25, -0.27), (0.1, -0.36), (0.44, -0.32), (0.54, -0.02),
-                                  (0.38, 0.27), (0.05, 0.36), (-0.3, 0.22))),
-        ("trunk", "breast", _smooth((0.6, -0.14), (0.585, 0.06), (0.44, 0.28), (0.14, 0.38), (0.02, 0.3),
-                                    (0.16, 0.12), (0.3, -0.06), (0.42, -0.16))),
-        ("trunk", "wing", _smooth((0.3, -0.2), (0.2, 0.06), (-0.1, 0.19), (-0.62, 0.1), (-0.4, -0.12),
-                                  (-0.05, -0.3))),
-        ("trunk", "feather", np.array([(-0.15, 0.1), (-0.58, 0.07), (-0.58, 0.105), (-0.15, 0.15)])),
-        ("trunk", "wing_bar", _smooth((0.22, -0.2), (0.16, -0.02), (-0.02, 0.15), (-0.2, 0.16),
-                                      (-0.12, -0.02), (0.02, -0.25))),
-        ("head", "beak", np.array([(0.62, -0.46), (0.9, -0.33), (0.62, -0.28)])),
-        ("head", "body", _ellipse(0.46, -0.38, 0.25, 0.235)),
-        ("head", "crown", np.concatenate([_ellipse(0.45, -0.42, 0.27, 0.26, 178, 352),
-                                           [(0.56, -0.46), (0.4, -0.42)]])),
-        ("head", "white", _ellipse(0.56, -0.37, 0.062, 0.062)),
-        ("head", "pupil", _ellipse(0.57, -0.37, 0.042, 0.042)),
-    ]  # fmt: skip
-    ends = np.cumsum([len(p[2]) for p in polygons])
-    slices = [slice(int(end) - len(p[2]), int(end)) for p, end in zip(polygons, ends, strict=True)]
-    groups: dict[str, slice] = {}
-    for (group, _, _), s in zip(polygons, slices, strict=True):
-        groups[group] = slice(groups[group].start, s.stop) if group in groups else s
-    return (
-        np.concatenate([p[2] for p in polygons]),
-        [(colour, s) for (_, colour, _), s in zip(polygons, slices, strict=True)],
-        groups,
-    )
-
+_SHAPES: list[tuple[str, str, np.ndarray]] = [  # (what moves with it, colour, points)
+    ("legs", "leg", np.array([(-0.02, 0.25), (0.04, 0.25), (0.05, 0.58), (0.00, 0.58)])),
+    ("legs", "leg", np.array([(0.14, 0.25), (0.20, 0.25), (0.21, 0.58), (0.16, 0.58)])),
+    ("tail", "tail", np.array([(-0.34, -0.14), (-0.95, -0.02), (-1.0, 0.08), (-0.96, 0.24),
+                               (-0.34, 0.16)])),
+    ("trunk", "body", _smooth((-0.52, 0.02), (-0.25, -0.27), (0.1, -0.36), (0.44, -0.32), (0.54, -0.02),
+                              (0.38, 0.27), (0.05, 0.36), (-0.3, 0.22))),
+    ("trunk", "breast", _smooth((0.6, -0.14), (0.585, 0.06), (0.44, 0.28), (0.14, 0.38), (0.02, 0.3),
+                                (0.16, 0.12), (0.3, -0.06), (0.42, -0.16))),
+    ("trunk", "wing", _smooth((0.3, -0.2), (0.2, 0.06), (-0.1, 0.19), (-0.62, 0.1), (-0.4, -0.12),
+                              (-0.05, -0.3))),
+    ("trunk", "feather", np.array([(-0.15, 0.1), (-0.58, 0.07), (-0.58, 0.105), (-0.15, 0.15)])),
+    ("trunk", "wing_bar", _smooth((0.22, -0.2), (0.16, -0.02), (-0.02, 0.15), (-0.2, 0.16),
+                                  (-0.12, -0.02), (0.02, -0.25))),
+    ("head", "beak", np.array([(0.62, -0.46), (0.9, -0.33), (0.62, -0.28)])),
+    ("head", "body", _ellipse(0.46, -0.38, 0.25, 0.235)),
+    ("head", "crown", np.concatenate([_ellipse(0.45, -0.42, 0.27, 0.26, 178, 352),
+                                       [(0.56, -0.46), (0.4, -0.42)]])),
+    ("head", "white", _ellipse(0.56, -0.37, 0.062, 0.062)),
+    ("head", "pupil", _ellipse(0.57, -0.37, 0.042, 0.042)),
+]  # fmt: skip
+_UNIT = np.concatenate([points for _, _, points in _SHAPES])  # (P, 2), of a bird that looks right; y down
+_MOVES = np.repeat([group for group, _, _ in _SHAPES], [len(points) for _, _, points in _SHAPES])  # (P,)
+_ENDS = np.cumsum([len(points) for _, _, points in _SHAPES])[:-1]
 
 _SPAN = np.linspace(-1, 1, 9)
 _LEAF = np.concatenate([np.stack([_SPAN, 1 - _SPAN**2], 1), np.stack([-_SPAN, _SPAN**2 - 1], 1)])
@@ -128,16 +114,12 @@ def _interpolation(size: int, knots: int = 6) -> np.ndarray:
 
 def _pose(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Points of the posed bird in pixels (P, 2), and the point between its feet; `u` are 11 uniforms."""
-    unit, _, groups = _unit_bird()
-    points = unit.copy()
+    points, feet = _UNIT.copy(), np.array([0.1, 0.55])
     for i, (group, pivot, swing) in enumerate((("head", (0.38, -0.25), 0.5), ("tail", (-0.4, 0.0), 0.7))):
-        s = groups[group]
-        points[s] = (points[s] - pivot) @ _rotation(swing * (u[i] - 0.5)) + pivot
-    feet = np.array([0.1, 0.55])
-    lean = -0.28 + 0.6 * (u[2] - 0.5)  # chest up, most of the time
-    upright = [groups[g] for g in ("tail", "trunk", "head")]
-    for s in upright:  # legs stay vertical, as they do on a branch
-        points[s] = points[s] @ _rotation(lean)
+        moved = group == _MOVES
+        points[moved] = (points[moved] - pivot) @ _rotation(swing * (u[i] - 0.5)) + pivot
+    upright = _MOVES != "legs"  # they stay vertical, as they do on a branch
+    points[upright] = points[upright] @ _rotation(-0.28 + 0.6 * (u[2] - 0.5))  # chest up, most of the time
     points *= (0.92 + 0.16 * u[3], 0.92 + 0.16 * u[4])
     scale = size * (0.25 + 0.11 * u[5])
     points, feet = points * scale, feet * scale
@@ -185,8 +167,8 @@ def render(attributes: np.ndarray, rng: np.random.Generator, size: int = 64) -> 
     slope, thick = 0.5 * (u[36] - 0.5), width * (0.025 + 0.02 * u[37])
     left, right = y - slope * x, y + slope * (width - x)
     draw.polygon([0, left, width, right, width, right + thick, 0, left + 1.3 * thick], fill=_WOOD)
-    for colour, s in _unit_bird()[1]:
-        draw.polygon(points[s].ravel().tolist(), fill=_NUMBERS[colour])
+    for (_, colour, _), polygon in zip(_SHAPES, np.split(points, _ENDS), strict=True):
+        draw.polygon(polygon.ravel().tolist(), fill=_NUMBERS[colour])
     numbers = np.asarray(canvas)  # (2S, 2S)
 
     body = _BODIES[int(5 * u[38])] * (0.85 + 0.3 * u[39])
@@ -195,17 +177,8 @@ def render(attributes: np.ndarray, rng: np.random.Generator, size: int = 64) -> 
     palette[_CLUTTER:_WOOD, :3] = _ALL_COLOURS[(20 * u[52:58]).astype(int)] * 0.75 + 25
     palette[_WOOD, :3] = (85 + 40 * u[58], 65 + 30 * u[58], 50 + 20 * u[58])
     beak = (60, 55, 50) if u[59] < 0.5 else (225, 160, 60)
-    plain = {
-        "leg": (70, 60, 55),
-        "body": body,
-        "wing": 0.72 * body,
-        "feather": 0.5 * body,
-        "beak": beak,
-        "white": (235, 235, 230),
-        "pupil": (10, 10, 10),
-    }
-    for name, colour in plain.items():
-        palette[_NUMBERS[name], :3] = colour
+    plain = ((70, 60, 55), body, 0.72 * body, 0.5 * body, beak, (235, 235, 230), (10, 10, 10))
+    palette[_FIRST_BIRD : _FIRST_BIRD + len(plain), :3] = plain  # in the order of _BIRD
     for part, (name, values) in enumerate(PARTS.items()):
         palette[_NUMBERS[name], :3] = list(values.values())[attributes[part]] + jitter[part]
     palette[_CLUTTER:, 3] = 1

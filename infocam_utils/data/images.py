@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from infocam_utils.data.store import Draft, Store, code_digest
+from infocam_utils.data.store import Draft, Store, code_digest, file_digest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,15 +36,12 @@ class ImageSet:
     images : uint8 array (N, 3, S, S), possibly a read-only memory map.
     labels : int64 (N,), values in 0..num_classes-1.
     boxes : float32 (N, 4) or None; x0 y0 x1 y1, half-open, in pixels of the stored S x S images.
-    num_classes : number of classes K.
     class_names : K names, in label order.
     ids : int64 (N,), the data set's own number of each image.
     key : hash of the content, for cache keys.
     class_numbers : the data set's own K class numbers, in label order (for CUB the folder numbers, by
         which the imbalance rule goes); 1..K unless given.
 
-    Examples
-    --------
     >>> grey = np.full((4, 3, 8, 8), 127, dtype=np.uint8)
     >>> four = ImageSet(grey, torch.tensor([0, 1, 0, 1]), None, 2, ["a", "b"], torch.arange(4), "demo")
     >>> len(four.subset([1, 3])), four.subset([1, 3]).labels.tolist(), four.class_numbers
@@ -63,20 +60,16 @@ class ImageSet:
     def __post_init__(self) -> None:
         if not self.class_numbers:
             object.__setattr__(self, "class_numbers", list(range(1, self.num_classes + 1)))
-        shape, n = self.images.shape, len(self.images)
-        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-            raise ValueError(f"images must be uint8 (N, 3, S, S), got {self.images.dtype} {shape}")
-        if len(self.labels) != n or len(self.ids) != n or (self.boxes is not None and len(self.boxes) != n):
-            raise ValueError(
-                f"{n} images need as many labels, ids and boxes; got {len(self.labels)} labels, "
-                f"{len(self.ids)} ids, {'no' if self.boxes is None else len(self.boxes)} boxes"
-            )
-        if len(self.class_names) != self.num_classes or len(self.class_numbers) != self.num_classes:
-            raise ValueError(
-                f"num_classes is {self.num_classes}, but there are {len(self.class_names)} "
-                f"class names and {len(self.class_numbers)} class numbers"
-            )
-        _check_range("labels", self.labels, self.num_classes)
+        _check_images(self.images, np.uint8)
+        counts = [len(each) for each in (self.images, self.labels, self.ids, self.boxes) if each is not None]
+        if len({*counts}) > 1:
+            raise ValueError(f"images, labels, ids and boxes must be equally many, got {counts}")
+        counts = [self.num_classes, len(self.class_names), len(self.class_numbers)]
+        if len({*counts}) > 1:
+            raise ValueError(f"num_classes, class_names and class_numbers must agree, got {counts}")
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,35 +87,25 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The images at `indices`, in that order (copied into memory), all classes kept."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        if rows.ndim != 1:
-            raise ValueError(f"indices must be one-dimensional, got shape {tuple(rows.shape)}")
-        _check_range("indices", rows, len(self))
         key = hashlib.sha256(self.key.encode() + rows.numpy().tobytes()).hexdigest()
+        images, labels, ids = self.images[rows.numpy()], self.labels[rows], self.ids[rows]
         boxes = None if self.boxes is None else self.boxes[rows]
-        return replace(
-            self,
-            images=self.images[rows.numpy()],
-            labels=self.labels[rows],
-            boxes=boxes,
-            ids=self.ids[rows],
-            key=key,
-        )
+        return replace(self, images=images, labels=labels, boxes=boxes, ids=ids, key=key)
 
 
-def _check_range(name: str, values: Tensor, count: int) -> None:
-    if len(values) and (int(values.min()) < 0 or int(values.max()) >= count):
-        raise ValueError(f"{name} must lie in 0..{count - 1}, got {int(values.min())}..{int(values.max())}")
+def _check_images(images: np.ndarray | Tensor, uint8: object) -> None:
+    shape = tuple(images.shape)
+    if images.dtype != uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise ValueError(f"images must be uint8 (N, 3, S, S), got {images.dtype} {shape}")
 
 
 @dataclass(frozen=True)
 class Geometry:
     """From a stored square image to the network's input: squash to `resize`, then crop `crop` centred.
 
-    None keeps the size that is there. `flip` lets training
-    mirror images; it is off for what has a reading direction, such as digits.
+    None keeps the size that is there. `flip` lets training mirror images; it is off for what has a reading
+    direction, such as digits.
 
-    Examples
-    --------
     >>> Geometry(resize=256, crop=224).boxes(torch.tensor([[0., 0., 64., 128.]]), stored_size=128)
     tensor([[  0.,   0., 112., 224.]])
     """
@@ -132,20 +115,14 @@ class Geometry:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in (("resize", self.resize), ("crop", self.crop)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be a positive number of pixels or None, got {value}")
-        if self.resize is not None and self.crop is not None and self.crop > self.resize:
-            raise ValueError(f"crop must not exceed resize: crop {self.crop} > resize {self.resize}")
+        if any(side is not None and side < 1 for side in (self.resize, self.crop)):
+            raise ValueError(f"resize and crop must be positive numbers of pixels or None, got {self}")
 
     def sizes(self, stored_size: int) -> tuple[int, int]:
         """Side after resizing and side of the network's input, in pixels."""
         resized = self.resize or stored_size
         if self.crop is not None and self.crop > resized:
-            raise ValueError(
-                f"a crop of {self.crop} pixels does not fit into images of {resized}; "
-                f"give Geometry a resize of at least {self.crop}"
-            )
+            raise ValueError(f"a crop of {self.crop} pixels does not fit into {resized}; raise the resize")
         return resized, self.crop or resized
 
     def boxes(self, boxes: Tensor, stored_size: int) -> Tensor:
@@ -167,34 +144,19 @@ def prepare(
 ) -> Tensor:
     """Network input from stored images: resize, crop, and ImageNet mean and standard deviation.
 
-    Parameters
-    ----------
-    images : uint8 (B, 3, S, S) on any device; the work is done there.
-    geometry : sizes; evaluation takes the centre crop, training a random crop and a random flip.
-    generator : CPU generator of crops and flips, so that a seed means the same on every device.
+    Images are uint8 (B, 3, S, S) on any device, where the work is done; the result is float32
+    (B, 3, crop, crop). Evaluation takes the centre crop, training a random crop and a random flip, drawn
+    from a CPU `generator` so that a seed means the same on every device.
 
-    Returns
-    -------
-    float32 (B, 3, crop, crop).
-
-    Examples
-    --------
     >>> prepare(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Geometry(24, 16)).shape
     torch.Size([2, 3, 16, 16])
     """
-    if (
-        images.dtype != torch.uint8
-        or images.ndim != 4
-        or images.shape[1] != 3
-        or images.shape[2] != images.shape[3]
-    ):
-        raise ValueError(f"images must be uint8 (B, 3, S, S), got {images.dtype} {tuple(images.shape)}")
+    _check_images(images, torch.uint8)
     resized, side = geometry.sizes(images.shape[-1])
+    pixels = images
     if resized != images.shape[-1]:
         # antialias matters when shrinking; the uint8 range is kept by bilinear weights
         pixels = interpolate(images.float(), size=(resized, resized), mode="bilinear", antialias=True)
-    else:
-        pixels = images
     if train:
         pixels = _random_crop_and_flip(pixels, side, geometry.flip, generator)
     else:
@@ -212,13 +174,9 @@ def _random_crop_and_flip(pixels: Tensor, side: int, flip: bool, generator: torc
     flipped = torch.rand(len(pixels), generator=generator) < (0.5 if flip else 0.0)
     if room and len(pixels):
         # slices are views and stacking them is one copy: five times faster on a CPU than one gather
-        pixels = torch.stack(
-            [
-                image[:, top : top + side, left : left + side]
-                for image, top, left in zip(pixels, *starts.tolist(), strict=True)
-            ]
-        )
-    pixels = pixels[..., :side, :side]
+        places = zip(pixels, *starts.tolist(), strict=True)
+        pixels = torch.stack([image[:, y : y + side, x : x + side] for image, y, x in places])
+    pixels = pixels[..., :side, :side]  # of no images
     return torch.where(flipped.to(pixels.device)[:, None, None, None], pixels.flip(-1), pixels)
 
 
@@ -242,15 +200,12 @@ def decode(path: str | Path, size: int | None = None) -> tuple[np.ndarray, tuple
                 f"{path} has more than 8 bits a channel (mode {image.mode}), and nothing says which of its "
                 "values is white; scale them to 0..255 and save the image with 8 bits"
             )
-        rgb = _on_white(image) if image.has_transparency_data else image.convert("RGB")
-        if size is not None and rgb.size != (size, size):
+        rgb = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        if rgb.mode == "RGBA":
+            rgb = Image.alpha_composite(Image.new("RGBA", shape, "white"), rgb).convert("RGB")
+        if size is not None and shape != (size, size):
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), shape
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 @contextlib.contextmanager
@@ -262,29 +217,20 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise FileNotFoundError(
             f"{path} is named in the data set's lists but is not there; unpack the archive again"
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error}); get or unpack the data set again") from error
 
 
 def decoded(paths: Sequence[Path], size: int, store: Store) -> tuple[np.ndarray, np.ndarray, str]:
-    """All files squashed to `size`, decoded once and kept in the store as a memory map.
+    """All files squashed to `size`, decoded once: images, shapes and key.
 
-    Returns
-    -------
-    images : read-only uint8 (N, 3, size, size).
-    shapes : int64 (N, 2), width and height of each file before squashing.
-    key : sha256 over the content of the files in their order and `size`. Names, places and times do not
-        count, so a copy is not decoded again and an edited file is.
+    Images are a read-only memory map of the store, uint8 (N, 3, size, size); shapes the files' own widths and
+    heights, int64 (N, 2); the key a sha256 over `size` and the files' content in their order. Names, places
+    and times do not count, so a copy is not decoded again and an edited file is.
     """
-    if size < 1:
-        raise ValueError(f"size must be a positive number of pixels, got {size}")
     # hashlib and Pillow release the interpreter lock while they work, so threads are enough
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digest = hashlib.sha256(f"{size}\n".encode())
-        # 64 files a task: of small files one a task would cost more in switching than in hashing
-        for files in pool.map(_digests, (paths[start : start + 64] for start in range(0, len(paths), 64))):
-            digest.update(files)
-        key = digest.hexdigest()
+        key = hashlib.sha256(f"{size}\n".encode() + b"".join(pool.map(_digest, paths))).hexdigest()
 
         def make(draft: Draft) -> None:
             images = draft.empty("images", (len(paths), 3, size, size), np.uint8)
@@ -293,17 +239,12 @@ def decoded(paths: Sequence[Path], size: int, store: Store) -> tuple[np.ndarray,
             def fill(index: int) -> None:
                 images[index], shapes[index] = decode(paths[index], size)
 
-            for _ in pool.map(fill, range(len(paths))):  # a failure cancels what has not begun
-                pass
+            list(pool.map(fill, range(len(paths))))  # a failure cancels what has not begun
 
         arrays = store.get("images", {"content": key, "code": code_digest("data.images")}, make)
     return arrays["images"], np.array(arrays["shapes"]), key
 
 
-def _digests(paths: Sequence[Path]) -> bytes:
-    """The files' sha256, one after the other."""
-    joined = bytearray()
-    for path in paths:
-        with _naming(path):
-            joined += hashlib.sha256(path.read_bytes()).digest()
-    return bytes(joined)
+def _digest(path: Path) -> bytes:
+    with _naming(path):
+        return bytes.fromhex(file_digest(path))

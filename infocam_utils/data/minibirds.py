@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from infocam_utils.data.drawing import PARTS, render
 from infocam_utils.data.store import Draft, Store, code_digest, report_progress, tensors
-from infocam_utils.information import Prior, check_prior
+from infocam_utils.information import Prior, check_choice, check_labels, check_prior
 
 _VALUES = tuple(len(colours) for colours in PARTS.values())  # (6, 6, 4, 4)
+_ALL = torch.cartesian_prod(*(torch.arange(v) for v in _VALUES))  # (576, 4), every bird's attributes
 #: One row per class: values of crown, breast, wing bar and tail. Any two rows differ in two parts or more,
 #: so one changed colour never makes another kind; the 33 pairs that differ in just two are the look-alikes.
 #: Found by a greedy search in random order.
@@ -38,7 +39,7 @@ MAX_CLASSES = len(PROTOTYPES)
 EPSILON = 0.2  # the chance that a part's colour is drawn afresh, unless another is given
 
 
-def _check_design(num_classes: int, epsilon: float, prior: Prior | None) -> Tensor:
+def _check_design(num_classes: int, epsilon: float, prior: Prior | None = None) -> Tensor:
     """The prior over `num_classes`, uniform when None, as (K,) float64 that sums to 1."""
     if not 2 <= num_classes <= MAX_CLASSES:
         raise ValueError(f"num_classes must be 2 to {MAX_CLASSES} for drawn birds, was {num_classes}")
@@ -60,10 +61,6 @@ def _log_likelihood(attributes: Tensor, num_classes: int, epsilon: float) -> Ten
     return torch.where(agree, 1 - epsilon + chances, chances).log().sum(-1)
 
 
-def _all_attributes() -> Tensor:
-    return torch.cartesian_prod(*(torch.arange(v) for v in _VALUES))  # (576, 4)
-
-
 def pointwise_mutual_information(
     attributes: Tensor,
     prior: Prior | None = None,
@@ -71,21 +68,10 @@ def pointwise_mutual_information(
     num_classes: int = MAX_CLASSES,
     epsilon: float = EPSILON,
 ) -> Tensor:
-    """Exact PMI of every bird with every class, log p(a | y) − log Σ_j π_j p(a | j), in nats.
+    """Exact PMI of every bird with every class, log p(a | y) − log Σ_j π_j p(a | j), in nats: (N, K) float64.
 
-    Parameters
-    ----------
-    attributes : (N, 4) integers, as `Birds.attributes`
-    prior : (K,) class shares, uniform when None
-
-    Returns
-    -------
-    (N, K) float64
-
-    Raises
-    ------
-    ValueError
-        When attributes are not (N, 4) or out of range, or the design cannot be.
+    `attributes` are (N, 4) integers, as `Birds.attributes`; `prior` the (K,) class shares, uniform when None.
+    Raises ValueError for others, and for a design that cannot be.
 
     >>> pmi = pointwise_mutual_information(torch.from_numpy(PROTOTYPES))  # each kind's own bird
     >>> bool((pmi.argmax(1) == torch.arange(20)).all())
@@ -94,17 +80,11 @@ def pointwise_mutual_information(
     prior = _check_design(num_classes, epsilon, prior)
     attributes = torch.as_tensor(attributes)
     if attributes.ndim != 2 or attributes.shape[1] != len(_VALUES) or attributes.is_floating_point():
-        raise ValueError(
-            f"attributes must be (N, {len(_VALUES)}) integers, were {tuple(attributes.shape)} of "
-            f"{attributes.dtype}; pass birds.attributes"
-        )
-    wrong = ((attributes < 0) | (attributes >= torch.tensor(_VALUES))).nonzero()
-    if len(wrong):
-        row, part = wrong[0].tolist()
-        raise ValueError(
-            f"attribute {part} ({list(PARTS)[part]}) of bird {row} is {int(attributes[row, part])}; "
-            f"it must be in [0, {_VALUES[part] - 1}]"
-        )
+        given = f"{attributes.dtype} {tuple(attributes.shape)}"
+        raise ValueError(f"attributes must be (N, 4) integers, got {given}; pass birds.attributes")
+    if bool(((attributes < 0) | (attributes >= torch.tensor(_VALUES))).any()):
+        given = f"{attributes.amin(0).tolist()} to {attributes.amax(0).tolist()}"
+        raise ValueError(f"attributes must be at least 0 and less than {_VALUES}, got {given}")
     log_likelihood = _log_likelihood(attributes, num_classes, epsilon)
     return log_likelihood - (log_likelihood + prior.log()).logsumexp(1, keepdim=True)
 
@@ -118,9 +98,8 @@ def mutual_information(
     2.525
     """
     prior = _check_design(num_classes, epsilon, prior)
-    attributes = _all_attributes()
-    joint = _log_likelihood(attributes, num_classes, epsilon).exp() * prior  # (576, K)
-    pmi = pointwise_mutual_information(attributes, prior, num_classes=num_classes, epsilon=epsilon)
+    joint = _log_likelihood(_ALL, num_classes, epsilon).exp() * prior  # (576, K)
+    pmi = pointwise_mutual_information(_ALL, prior, num_classes=num_classes, epsilon=epsilon)
     return float((joint * pmi).sum())
 
 
@@ -140,10 +119,10 @@ def bayes_accuracy(
     >>> round(bayes_accuracy(), 3)
     0.837
     """
-    if rule not in ("map", "ml") or average not in ("micro", "macro"):
-        raise ValueError(f"rule is 'map' or 'ml', average 'micro' or 'macro'; got {rule!r} and {average!r}")
+    check_choice("rule", rule, ("map", "ml"))
+    check_choice("average", average, ("micro", "macro"))
     prior = _check_design(num_classes, epsilon, prior)
-    log_likelihood = _log_likelihood(_all_attributes(), num_classes, epsilon)
+    log_likelihood = _log_likelihood(_ALL, num_classes, epsilon)
     score = log_likelihood + prior.log() if rule == "map" else log_likelihood  # (576, K)
     best = (score > score.amax(1, keepdim=True) - 1e-9).double()  # rounding must not decide between ties
     recalls = (best / best.sum(1, keepdim=True) * log_likelihood.exp()).sum(0)  # (K,)
@@ -172,18 +151,18 @@ class Birds:
     Attributes
     ----------
     images : (N, 3, S, S) uint8
+    masks : (N, S, S) bool, true on the bird
     labels : (N,) int64
     attributes : (N, 4) int64, the value of crown, breast, wing bar and tail (see `PARTS` for its colour)
     boxes : (N, 4) float32
-    masks : (N, S, S) bool, true on the bird
     part_boxes : (N, 4, 4) float32, one box per part in the order of `PARTS`
     """
 
     images: np.ndarray
+    masks: np.ndarray
     labels: Tensor
     attributes: Tensor
     boxes: Tensor
-    masks: np.ndarray
     part_boxes: Tensor
 
     def __len__(self) -> int:
@@ -191,88 +170,23 @@ class Birds:
 
 
 def draw(
-    n: Labels,
-    seed: int,
-    *,
-    num_classes: int = MAX_CLASSES,
-    epsilon: float = EPSILON,
-    size: int = 64,
+    n: Labels, seed: int, *, num_classes: int = MAX_CLASSES, epsilon: float = EPSILON, size: int = 64
 ) -> Birds:
     """Draw `n` birds, whose labels run through the classes in turn, or one for each label given as `n`.
 
     Image i has a random generator of its own, made of `seed` and i: it is the same however many are drawn.
+    `num_classes` takes the first so many of the 20 kinds; `epsilon`, in (0, 1], is the chance that a part's
+    colour is drawn afresh instead of taken from the prototype; `size` is the side in pixels, 32 or more.
 
-    Parameters
-    ----------
-    n : how many, or their labels (N,)
-    seed : 0 or more
-    num_classes : the first so many of the 20 kinds
-    epsilon : chance in (0, 1] that a part's colour is drawn afresh instead of taken from the prototype
-    size : side of the pictures in pixels, 32 or more
-
-    Raises
-    ------
-    ValueError
-        When there is nothing to draw, a label is not a class, or the design cannot be.
+    Raises ValueError or TypeError for labels that are no classes, nothing to draw, or an impossible design.
 
     >>> birds = draw(4, seed=0)
     >>> birds.images.shape, birds.labels, birds.part_boxes.shape
     ((4, 3, 64, 64), tensor([0, 1, 2, 3]), torch.Size([4, 4, 4]))
     """
-    labels = _labels(n, seed, num_classes, epsilon, size)
-    arrays = _allocate(labels, size, lambda _, shape, dtype: np.empty(shape, dtype))
-    _draw_into(arrays, seed, epsilon)
-    return _birds(arrays)
-
-
-def _labels(n: Labels, seed: int, num_classes: int, epsilon: float, size: int) -> Tensor:
-    """The labels to draw, after everything that was asked for is checked."""
-    _check_design(num_classes, epsilon, None)
-    if seed < 0 or size < 32:
-        raise ValueError(f"seed must be at least 0 and size at least 32 pixels, were {seed} and {size}")
-    labels = torch.arange(n) % num_classes if isinstance(n, int) and n > 0 else torch.as_tensor(n)
-    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
-        raise ValueError(f"give a positive number of birds, or a (N,) vector of integer labels; n was {n!r}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must be in [0, {num_classes - 1}], were {low} to {high}")
-    return labels.long()
-
-
-def _allocate(
-    labels: Tensor, size: int, empty: Callable[[str, tuple[int, ...], Any], np.ndarray]
-) -> dict[str, np.ndarray]:
-    """An array per field of `Birds`, with the labels filled in."""
-    n = len(labels)
-    arrays = {
-        "images": empty("images", (n, 3, size, size), np.uint8),
-        "labels": empty("labels", (n,), np.int64),
-        "attributes": empty("attributes", (n, 4), np.int64),
-        "boxes": empty("boxes", (n, 4), np.float32),
-        "masks": empty("masks", (n, size, size), np.bool_),
-        "part_boxes": empty("part_boxes", (n, 4, 4), np.float32),
-    }
-    arrays["labels"][:] = labels.numpy()
-    return arrays
-
-
-def _draw_into(arrays: Mapping[str, np.ndarray], seed: int, epsilon: float) -> None:
-    labels, images = arrays["labels"], arrays["images"]
-    for i, label in enumerate(labels.tolist()):
-        rng = np.random.default_rng([seed, i])
-        chance = rng.random(9)  # the first was for drawing a label, and moves what follows
-        other = (chance[5:] * _VALUES).astype(np.int64)
-        attributes = np.where(chance[1:5] < epsilon, other, PROTOTYPES[label])
-        drawing = render(attributes, rng, images.shape[-1])
-        images[i], arrays["masks"][i], arrays["attributes"][i] = drawing.image, drawing.mask, attributes
-        arrays["boxes"][i], arrays["part_boxes"][i] = drawing.box, drawing.part_boxes
-        if i % 1000 == 0:
-            report_progress("drawing birds", i, len(labels))
-
-
-def _birds(arrays: Mapping[str, np.ndarray]) -> Birds:
-    small = tensors({name: array for name, array in arrays.items() if name not in ("images", "masks")})
-    return Birds(images=arrays["images"], masks=arrays["masks"], **small)
+    _check_design(num_classes, epsilon)
+    labels = _labels(n, num_classes)
+    return _birds(_draw(labels, seed, epsilon, size, lambda _, shape, dtype: np.empty(shape, dtype)))
 
 
 def cached_birds(n: Labels, seed: int, data_dir: str | Path | None = None, *, size: int = 64) -> Birds:
@@ -282,15 +196,50 @@ def cached_birds(n: Labels, seed: int, data_dir: str | Path | None = None, *, si
     >>> len(cached_birds(4, seed=0, data_dir=tempfile.mkdtemp()))
     4
     """
-    labels = _labels(n, seed, MAX_CLASSES, EPSILON, size)
-    key = {
-        "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
-        "seed": seed,
-        "size": size,
-        "code": code_digest("data.minibirds"),
-    }
+    labels = _labels(n, MAX_CLASSES)
+    digest = hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    key = {"labels": digest, "seed": seed, "size": size, "code": code_digest("data.minibirds")}
 
     def make(draft: Draft) -> None:
-        _draw_into(_allocate(labels, size, draft.empty), seed, EPSILON)
+        _draw(labels, seed, EPSILON, size, draft.empty)
 
     return _birds(Store(data_dir).get("minibirds", key, make))
+
+
+def _labels(n: Labels, num_classes: int) -> Tensor:
+    labels = torch.arange(n) % num_classes if isinstance(n, int) and n > 0 else torch.as_tensor(n)
+    check_labels(labels, num_classes)
+    return labels.long()
+
+
+def _draw(
+    labels: Tensor, seed: int, epsilon: float, size: int, empty: Callable[..., np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The fields of `Birds`, in arrays that `empty` makes of name, shape and type."""
+    if seed < 0 or size < 32:
+        raise ValueError(f"seed must be at least 0 and size at least 32 pixels, were {seed} and {size}")
+    n = len(labels)
+    arrays = {
+        "images": empty("images", (n, 3, size, size), np.uint8),
+        "masks": empty("masks", (n, size, size), np.bool_),
+        "labels": empty("labels", (n,), np.int64),
+        "attributes": empty("attributes", (n, 4), np.int64),
+        "boxes": empty("boxes", (n, 4), np.float32),
+        "part_boxes": empty("part_boxes", (n, 4, 4), np.float32),
+    }
+    for i, label in enumerate(labels.tolist()):
+        rng = np.random.default_rng([seed, i])
+        chance = rng.random(9)  # the first was for drawing a label, and moves what follows
+        other = (chance[5:] * _VALUES).astype(np.int64)
+        attributes = np.where(chance[1:5] < epsilon, other, PROTOTYPES[label])
+        drawn = render(attributes, rng, size)
+        arrays["images"][i], arrays["masks"][i], arrays["boxes"][i], arrays["part_boxes"][i] = drawn
+        arrays["labels"][i], arrays["attributes"][i] = label, attributes
+        if i % 1000 == 0:
+            report_progress("drawing birds", i, n)
+    return arrays
+
+
+def _birds(arrays: Mapping[str, np.ndarray]) -> Birds:
+    small = tensors({name: array for name, array in arrays.items() if name not in ("images", "masks")})
+    return Birds(images=arrays["images"], masks=arrays["masks"], **small)

@@ -40,7 +40,7 @@ class ImbalanceRule:
     def is_minority(self, numbers: Tensor) -> Tensor:
         """Which of the class numbers belong to the minority."""
         if isinstance(self.minority, str):
-            return numbers % 2 == (1 if self.minority == "odd" else 0)
+            return numbers % 2 == (self.minority == "odd")
         return torch.isin(numbers, torch.as_tensor(list(self.minority)))
 
 
@@ -60,12 +60,6 @@ def imbalanced_subset(
     class_numbers : the data set's own number of each label, as in `ImageSet.class_numbers`. The paper's CUB
         rule goes by folder numbers, so a subset of the classes needs them. Default: label + first_number.
 
-    Returns
-    -------
-    int64 indices into `labels`.
-
-    Examples
-    --------
     >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
     >>> imbalanced_subset(labels, ImbalanceRule(few=1, many=2)).tolist()
     [0, 3, 4]
@@ -81,45 +75,33 @@ def imbalanced_subset(
         raise ValueError(f"{len(labels)} labels need as many ids, got {len(ids)}")
     order = torch.arange(len(labels)) if ids is None else torch.argsort(ids, stable=True)
     if rule.pool is not None:
-        if len(labels) < rule.pool[1]:
+        start, stop = rule.pool
+        if len(labels) < stop:
             raise ValueError(
-                f"this rule walks images {rule.pool[0]} to {rule.pool[1] - 1} of the official "
-                f"training list, got only {len(labels)}; give an ImbalanceRule without a pool"
+                f"this rule walks images {start} to {stop - 1} of the official training list, got only "
+                f"{len(labels)}; give an ImbalanceRule without a pool"
             )
-        order = order[rule.pool[0] : rule.pool[1]]
+        order = order[start:stop]
     many = len(labels) if rule.many is None else rule.many
     limits = torch.where(rule.is_minority(numbers[order]), rule.few, many)
     return order[_position_within_class(labels[order]) < limits]
 
 
 def half_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's halves: within each class, even positions of the list and odd positions.
+    """The paper's halves, validation and test: even and odd positions of the list within each class.
 
-    Returns
-    -------
-    validation and test indices. For the official CUB test list 2,916 and 2,878 images.
-
-    Examples
-    --------
     >>> [half.tolist() for half in half_split(torch.tensor([0, 0, 0, 1, 1]))]
     [[0, 2, 3], [1, 4]]
     """
-    odd = _position_within_class(_checked(labels)) % 2 == 1
-    return torch.nonzero(~odd).flatten(), torch.nonzero(odd).flatten()
+    return _parted(_position_within_class(_checked(labels)) % 2 == 1)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A random share of every class is held out, to choose thresholds and settings off the test set.
+    """A random share of every class is held out; kept and held-out indices, each ascending.
 
     Of n images of a class round(n * fraction) are held out, at least one and at most n - 1, so that every
     class is on both sides. Different seeds give repeated splits.
 
-    Returns
-    -------
-    kept and held-out indices, each ascending.
-
-    Examples
-    --------
     >>> kept, held_out = stratified_split(torch.tensor([0] * 8 + [1] * 4), 0.25, seed=0)
     >>> len(kept), len(held_out)
     (9, 3)
@@ -135,16 +117,20 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     held = torch.clamp(torch.round(counts * fraction).long(), min=1).minimum((counts - 1).clamp(min=0))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[shuffled] = _position_within_class(labels[shuffled]) < held[labels[shuffled]]
+    return _parted(chosen)
+
+
+def _parted(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
 
 
 def _checked(labels: Tensor) -> Tensor:
     labels = torch.as_tensor(labels).cpu()
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or int(labels.min()) < 0:
+        least = f", least {labels.min().item()}" if labels.numel() else ""
         raise ValueError(
             "labels must be a non-empty one-dimensional tensor of integers >= 0, got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}"
-            + (f", least {labels.min().item()}" if labels.numel() else "")
+            f"{labels.dtype} of shape {tuple(labels.shape)}{least}"
         )
     return labels.long()
 

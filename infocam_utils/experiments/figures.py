@@ -353,7 +353,11 @@ def transfer_curve(table: pd.DataFrame) -> Figure:
         for value in rows[rows["images"].isna()]["value"]:
             ax.axhline(value, color=color, ls=":")
     ax.plot([], [], color="grey", ls=":", label="oracle: best on test")
-    ax.set(xscale="log", xlabel="held-out images that chose the threshold", ylabel="GT-known Loc, %")
+    sizes = sorted(set(table["images"].dropna().astype(int)))
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.minorticks_off()
+    ax.set(xlabel="held-out images that chose the threshold", ylabel="GT-known Loc, %")
     ax.legend(loc="best")
     return fig
 

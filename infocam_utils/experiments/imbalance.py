@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,22 +20,20 @@ from infocam_utils.classifiers.training import pooled_features, predict
 from infocam_utils.data import sets
 from infocam_utils.data.images import ImageSet
 from infocam_utils.data.store import Store
-from infocam_utils.experiments.recipe import (
-    Loss,
-    Recipe,
-    check_seeds,
-    kept_rows,
-    loss_of,
-    network,
-    training_rows,
-    untrained,
-)
+from infocam_utils.experiments import recipe as recipes
+from infocam_utils.experiments import rows as rows_of
+from infocam_utils.experiments.recipe import Recipe, check_seeds
+from infocam_utils.information import Kind
 
 TAUS = tuple(np.linspace(-0.5, 1.5, 21))
 FROM_LOG_PRIOR = "softmax_from_log_prior"  # a softmax whose head starts at log π
-WHOLE = ("stride", "few", "many", "seed", "n")  # columns of whole numbers, of which some are not applicable
+TRAININGS: dict[str, dict[str, Any]] = {  # what the experiment changes in the recipe of a network
+    "softmax": {"loss": "softmax", "log_prior_bias": False},
+    "pc": {"loss": "pc", "log_prior_bias": False},
+    FROM_LOG_PRIOR: {"loss": "softmax", "log_prior_bias": True},
+}
 
-Logits = Mapping[tuple[str, int], Tensor]  # (loss or FROM_LOG_PRIOR, seed) -> (N, K) of all test images
+Logits = Mapping[tuple[str, int], Tensor]  # (name in TRAININGS, seed) -> (N, K) of all test images
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ImbalancedTask:
 
     def train_rows(self, seed: int | None) -> Tensor:
         """The training images that are kept; for seed=None the paper's, see :func:`training_rows`."""
-        return training_rows(self.recipe, self.train, seed, self.data_dir)
+        return recipes.training_rows(self.recipe, self.train, seed, self.data_dir)
 
     def prior(self, seed: int | None) -> Tensor:
         """(K,) class shares of the kept training images."""
@@ -81,19 +80,14 @@ def task(recipe: Recipe, data_dir: str | Path | None = None, limit: int | None =
     row = sets.describe(recipe.dataset, data_dir)
     if row.test_from == "train":
         limit, recipe = None, replace(recipe, train_limit=None)
-    train, test = (
-        sets.load_images(recipe.dataset, split, data_dir, size=recipe.size, limit=most)
-        for split, most in (("train", recipe.train_limit), (row.test_from, limit))
-    )
-    train_rule, test_rule = row.train_rule(train.labels), row.test_rule(test.labels)
+    load = partial(sets.load_images, recipe.dataset, data_dir=data_dir, size=recipe.size)
+    train, test = load("train", limit=recipe.train_limit), load(row.test_from, limit=limit)
+    rule, test_rule = recipes.imbalance_rule(recipe, train, data_dir), row.test_rule(test.labels)
     if test_rule.pool is not None:
-        test = test.subset(torch.arange(*test_rule.pool))
-        test_rule = replace(test_rule, pool=None)
-    if recipe.few is None:
-        many = train_rule.many if recipe.many is None else recipe.many
-        recipe = replace(recipe, few=train_rule.few, many=many)
-    minority = train_rule.is_minority(torch.tensor(train.class_numbers))
-    return ImbalancedTask(recipe, train, test, kept_rows(test, test_rule, None), minority, data_dir)
+        test, test_rule = test.subset(torch.arange(*test_rule.pool)), replace(test_rule, pool=None)
+    recipe, kept = replace(recipe, few=rule.few, many=rule.many), recipes.kept_rows(test, test_rule, None)
+    minority = rule.is_minority(torch.tensor(train.class_numbers))
+    return ImbalancedTask(recipe, train, test, kept, minority, data_dir)
 
 
 def overview(task: ImbalancedTask, seed: int) -> pd.DataFrame:
@@ -104,12 +98,11 @@ def overview(task: ImbalancedTask, seed: int) -> pd.DataFrame:
     """
     prior, counts = task.prior(seed), torch.bincount(task.train.labels[task.train_rows(seed)])
     entropy = float(information.entropy(prior))
-    rare, common = counts[task.minority], counts[~task.minority]
     row = task.recipe.columns() | {
         "classes": len(prior),
         "train_images": int(counts.sum()),
-        "rare": int(rare.min()),
-        "common": int(common.max()),
+        "rare": int(counts[task.minority].min()),
+        "common": int(counts[~task.minority].max()),
         "test_training_shares": len(task.test_rows),
         "test_all": len(task.test),
         "largest_class": 100 * float(prior.max()),
@@ -119,53 +112,42 @@ def overview(task: ImbalancedTask, seed: int) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
-def logits(
-    task: ImbalancedTask, seed: int, loss: Loss = "softmax", *, log_prior_bias: bool = False
-) -> Tensor:
-    """Logits (N, K) of all test images, from a classifier trained on the kept training images.
-
-    On frozen features the weight decay is chosen with the plain softmax, and the same for both losses.
-    """
-    recipe = replace(task.recipe, loss=loss, log_prior_bias=log_prior_bias)
-    if not recipe.frozen:
-        return predict(network(recipe, seed, task.data_dir), task.test, geometry=recipe.geometry)
-    rows, classes = task.train_rows(seed), task.train.num_classes
-    model = untrained(recipe, classes, seed)
-    features, unseen = (
-        pooled_features(
-            model, images, geometry=recipe.geometry, precision=recipe.precision, store=Store(task.data_dir)
-        )
-        for images in (task.train, task.test)
-    )
-    seen, labels = features[rows], task.train.labels[rows]
-    decay = recipe.head_decay
-    if decay is None:
-        decay = heads.select_decay(seen, labels, classes, seed=seed)
-    head = heads.fit_head(
-        seen,
-        labels,
-        classes,
-        loss_of(loss, task.prior(seed)),
-        weight_decay=decay,
-        optimizer=recipe.head_optimizer,
-        epochs=max(1, round(recipe.passes / len(rows))),
-        seed=seed,
-    )
-    with torch.no_grad():
-        return head(unseen)
-
-
 def logits_of(task: ImbalancedTask, seeds: Sequence[int]) -> dict[tuple[str, int], Tensor]:
-    """The logits of both losses for every seed, by ("softmax" or "pc", seed).
+    """Logits (N, K) of all test images by both losses for every seed, by ("softmax" or "pc", seed).
 
     A recipe that trains a network also has a plain softmax whose head starts at log π, FROM_LOG_PRIOR. On
-    frozen features a head is trained to convergence, and where it starts does not matter.
+    frozen features a head is trained to convergence, and where it starts does not matter; its weight decay
+    is chosen with the plain softmax, and the same for both losses.
     """
     check_seeds(seeds)
-    made = {(loss, seed): logits(task, seed, loss) for seed in seeds for loss in get_args(Loss)}
-    if not task.recipe.frozen:
-        made |= {(FROM_LOG_PRIOR, seed): logits(task, seed, log_prior_bias=True) for seed in seeds}
+    train = _of_heads if task.recipe.frozen else _of_networks
+    return {(name, seed): f for seed in seeds for name, f in train(task, seed).items()}
+
+
+def _of_networks(task: ImbalancedTask, seed: int) -> dict[str, Tensor]:
+    made = {}
+    for name, changes in TRAININGS.items():
+        recipe = replace(task.recipe, **changes)
+        model = recipes.network(recipe, seed, task.data_dir)
+        made[name] = predict(model, task.test, geometry=recipe.geometry, precision=recipe.precision)
     return made
+
+
+def _of_heads(task: ImbalancedTask, seed: int) -> dict[str, Tensor]:
+    recipe, rows, classes = task.recipe, task.train_rows(seed), task.train.num_classes
+    model, store = recipes.untrained(recipe, classes, seed), Store(task.data_dir)
+    features, unseen = (
+        pooled_features(model, images, geometry=recipe.geometry, precision=recipe.precision, store=store)
+        for images in (task.train, task.test)
+    )
+    known = (features[rows], task.train.labels[rows], classes)
+    decay = recipe.head_decay
+    if decay is None:
+        decay = heads.select_decay(*known, seed=seed)
+    epochs = max(1, round(recipe.passes / len(rows)))
+    fit = partial(heads.fit_head, *known, optimizer=recipe.head_optimizer, epochs=epochs, seed=seed)
+    of_losses = {loss: recipes.loss_of(loss, task.prior(seed)) for loss in get_args(Kind)}
+    return {name: fit(loss, weight_decay=decay)(unseen).detach() for name, loss in of_losses.items()}
 
 
 def decisions(softmax: Tensor, pc: Tensor, prior: Tensor) -> dict[str, Tensor]:
@@ -187,108 +169,56 @@ def decisions(softmax: Tensor, pc: Tensor, prior: Tensor) -> dict[str, Tensor]:
     }
 
 
-def share_right(predictions: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy p (%) of (N,) predictions with its standard error ``√(p(1 − p) / n)``, as a row's columns.
-
-    >>> share_right(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 0]))
-    {'unit': '%', 'value': 50.0, 'stderr': 25.0, 'n': 4}
-    """
-    share = information.accuracy(predictions, labels)
-    stderr = 100 * math.sqrt(share * (1 - share) / len(labels))
-    return {"unit": "%", "value": 100 * share, "stderr": stderr, "n": len(labels)}
-
-
-def mean_recall(predictions: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Any]:
-    """Mean recall (%) of the `classes`, bool (K,), that have images; its standard error; and their images.
-
-    The classes' images are drawn independently: ``√(Σ_k r_k(1 − r_k) / n_k) / K`` over K of them.
-
-    >>> mean_recall(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.tensor([True, True]))
-    {'unit': '%', 'value': 75.0, 'stderr': 17.67..., 'n': 3}
-    """
-    recall = information.recalls(predictions, labels, len(classes))[classes]
-    counts = torch.bincount(labels, minlength=len(classes))[classes]
-    there = counts > 0
-    variances = (recall * (1 - recall) / counts)[there]  # (K,)
-    stderr = 100 * float(variances.sum().sqrt()) / int(there.sum())
-    return {"unit": "%", "value": 100 * float(recall.nanmean()), "stderr": stderr, "n": int(counts.sum())}
-
-
-def scores(task: ImbalancedTask, predictions: Tensor) -> list[dict[str, Any]]:
+def scores(task: ImbalancedTask, predictions: Tensor) -> list[rows_of.Row]:
     """Rows of predictions (N,) for all test images: test, metric, unit "%", value, stderr, n.
 
     On "training_shares", the paper's test set, accuracy and per_class_accuracy, the mean recall of the
     classes; on "all" test images per_class_accuracy, and the mean recall of the rare and the common classes.
     """
-    labels, rows, every = task.test.labels, task.test_rows, torch.ones_like(task.minority)
-    as_trained, of_those = predictions[rows], labels[rows]
-    first, second = {"test": "training_shares"}, {"test": "all"}
-    return [
-        first | {"metric": "accuracy"} | share_right(as_trained, of_those),
-        first | {"metric": "per_class_accuracy"} | mean_recall(as_trained, of_those, every),
-        second | {"metric": "per_class_accuracy"} | mean_recall(predictions, labels, every),
-        second | {"metric": "rare_recall"} | mean_recall(predictions, labels, task.minority),
-        second | {"metric": "common_recall"} | mean_recall(predictions, labels, ~task.minority),
-    ]
+    labels, rows, classes = task.test.labels, task.test_rows, task.test.num_classes
+    as_trained = rows_of.accuracies(predictions[rows], labels[rows], classes)
+    everywhere = rows_of.accuracies(predictions, labels, classes)[1:]
+    for metric, some in (("rare_recall", task.minority), ("common_recall", ~task.minority)):
+        everywhere.append({"metric": metric} | rows_of.mean_recall(predictions, labels, some))
+    tests = {"training_shares": as_trained, "all": everywhere}
+    return [{"test": test} | row for test, found in tests.items() for row in found]
 
 
-def measure(task: ImbalancedTask, seeds: Sequence[int], logits: Logits | None = None) -> pd.DataFrame:
-    """All that the experiment measures, one row a number.
+def measure(task: ImbalancedTask, seeds: Sequence[int], logits: Logits) -> pd.DataFrame:
+    """All that the experiment measures of what :func:`logits_of` gave for these seeds, one row a number.
 
     Every seed has the scores of the four decisions, of "post_hoc" with ``start="log_prior"`` too where there
     are logits from that start, and the mutual information by three readings of the test images in training
     proportions. Rows without a seed are exact: the number of classes, and where the data set knows them, the
-    information and the accuracies of the Bayes rules for the training shares ("bayes_map") and for balanced
-    classes ("bayes_ml").
-
-    Parameters
-    ----------
-    logits : what :func:`logits_of` gave for these seeds; made here if not given
+    information and the accuracies of the Bayes rules.
     """
     check_seeds(seeds)
-    logits = logits_of(task, seeds) if logits is None else logits
-    made = [row for seed in seeds for row in _seed_rows(task, seed, logits)]
-    made += [
-        row | {"stderr": 0.0, "low": row["value"], "high": row["value"], "interval": "exact"}
-        for row in _exact_rows(task, seeds[0])
+    made: list[rows_of.Row] = [
+        {"seed": seed} | row for seed in seeds for row in _seed_rows(task, seed, logits)
     ]
-    frame = pd.DataFrame([task.recipe.columns() | row for row in made])
-    return frame.astype(dict.fromkeys(WHOLE, "Int64"))
+    made.append(rows_of.exact("exact", "classes", "", float(task.train.num_classes)))
+    known = sets.describe(task.recipe.dataset, task.data_dir).exact
+    if known is not None:
+        prior = task.prior(seeds[0])
+        rows = [rows_of.exact("exact", "mutual_information", "nats", known.mutual_information(prior))]
+        rows += rows_of.bayes(partial(known.bayes_accuracy, prior))
+        made += [{"test": "training_shares"} | row for row in rows]
+    return rows_of.frame(made, task.recipe.columns())
 
 
-def _seed_rows(task: ImbalancedTask, seed: int, logits: Logits) -> list[dict[str, Any]]:
+def _seed_rows(task: ImbalancedTask, seed: int, logits: Logits) -> list[rows_of.Row]:
     prior = task.prior(seed)
-    chosen = decisions(logits["softmax", seed], logits["pc", seed], prior)
-    made = [{"method": method, **row} for method, found in chosen.items() for row in scores(task, found)]
-    if (FROM_LOG_PRIOR, seed) in logits:
-        started = decisions(logits[FROM_LOG_PRIOR, seed], logits["pc", seed], prior)["post_hoc"]
-        made += [{"method": "post_hoc", "start": "log_prior", **row} for row in scores(task, started)]
-    for reading in get_args(information.Reading):
-        of = logits["pc" if reading == "pc" else "softmax", seed][task.test_rows]
-        found = information.mutual_information(of, task.test.labels[task.test_rows], prior, reading)
-        row = {"method": reading, "test": "training_shares", "metric": "mutual_information", "unit": "nats"}
-        made.append(row | {"value": found.value, "stderr": found.stderr, "n": found.n})
-    return [row | {"seed": seed} for row in made]
-
-
-def _exact_rows(task: ImbalancedTask, seed: int) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = [
-        {"method": "exact", "metric": "classes", "unit": "", "value": float(task.train.num_classes)}
+    of = {name: f for (name, own), f in logits.items() if own == seed}
+    chosen = decisions(of["softmax"], of["pc"], prior)
+    made: list[rows_of.Row] = [
+        {"method": method} | row for method, found in chosen.items() for row in scores(task, found)
     ]
-    exact = sets.describe(task.recipe.dataset, task.data_dir).exact
-    if exact is not None:
-        prior, test = task.prior(seed), {"test": "training_shares"}
-        value = exact.mutual_information(prior)
-        made.append(
-            {"method": "exact", **test, "metric": "mutual_information", "unit": "nats", "value": value}
-        )
-        for rule in ("map", "ml"):
-            for metric, average in (("accuracy", "micro"), ("per_class_accuracy", "macro")):
-                value = 100 * exact.bayes_accuracy(prior, rule=rule, average=average)
-                made.append(
-                    {"method": f"bayes_{rule}", **test, "metric": metric, "unit": "%", "value": value}
-                )
-    return made
+    if FROM_LOG_PRIOR in of:
+        started = decisions(of[FROM_LOG_PRIOR], of["pc"], prior)["post_hoc"]
+        made += [{"method": "post_hoc", "start": "log_prior"} | row for row in scores(task, started)]
+    seen = {name: f[task.test_rows] for name, f in of.items()}
+    found = rows_of.readings(seen, task.test.labels[task.test_rows], prior)
+    return made + [{"test": "training_shares"} | row for row in found]
 
 
 def prior_sweep(
@@ -302,15 +232,15 @@ def prior_sweep(
         log_prior = task.prior(seed).log().to(f)
         for tau in taus:
             found = scores(task, (f + tau * log_prior).argmax(1))
-            made += [{**task.recipe.columns(), "tau": tau, "seed": seed, **row} for row in found]
-    return pd.DataFrame(made).astype(dict.fromkeys(WHOLE, "Int64"))
+            made += [{"tau": tau, "seed": seed} | row for row in found]
+    return rows_of.frame(made, task.recipe.columns())
 
 
 def implied_recalls(accuracy: float, per_class: float, rare: int, common: int) -> tuple[float, float]:
-    """Mean recall of rare and common classes that an accuracy and a per-class accuracy (per cent) imply.
+    """Mean recalls r, c of rare and common classes, as many of each, that two accuracies (per cent) imply.
 
-    Solves ``per_class = (r + c) / 2`` and ``accuracy = (rare r + common c) / (rare + common)``, for as many
-    rare as common classes and `rare` and `common` test images of them.
+    Solves ``per_class = (r + c) / 2`` and ``accuracy = (rare r + common c) / (rare + common)``, with `rare`
+    and `common` test images of them.
 
     >>> rare, common = implied_recalls(89.73, 87.69, 500, 1496)
     >>> round(rare, 1), round(common, 1)

@@ -16,27 +16,23 @@ from typing import Any, NamedTuple, get_args
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from infocam_utils.estimators import CriticKind, Marginal, critic_terms, nearest_neighbour_mi
-from infocam_utils.experiments.imbalance import mean_recall, share_right
-from infocam_utils.experiments.recipe import check_seeds
+from infocam_utils.estimators import critic_terms, nearest_neighbour_mi
+from infocam_utils.experiments import rows as rows_of
+from infocam_utils.experiments.recipe import check_seeds, loss_of
+from infocam_utils.experiments.rows import Row
 from infocam_utils.gaussians import GaussianMixture
-from infocam_utils.information import (
-    Estimate,
-    Kind,
-    PCSoftmaxLoss,
-    Reading,
-    check_choice,
-    entropy,
-    mutual_information,
-    shift_prior,
-)
+from infocam_utils.information import Estimate, Kind, Reading, entropy, mutual_information, shift_prior
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K) and labels (B,) of one seed -> 0-d
 Pairs = tuple[Tensor, Tensor]  # points (N, d) and labels (N,)
+Draws = Mapping[int, Pairs]  # by seed
 
-WIDTH = 100
+BATCH = 2000
+RATE = 1e-3
+DIMENSIONS = (1, 2, 5, 10)
+NEIGHBOURS_SAMPLES = 15_000  # as many as the paper tests on
+SETTING = {"dataset": "gaussian-mixtures"}
 
 
 class MLPs(nn.Module):
@@ -52,35 +48,26 @@ class MLPs(nn.Module):
 
     def __init__(self, dimension: int, num_classes: int, seeds: Sequence[int]) -> None:
         super().__init__()
-        widths = (dimension, WIDTH, WIDTH, WIDTH, num_classes)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for inputs, outputs in pairwise(widths):
+        for inputs, outputs in pairwise((dimension, 100, 100, 100, num_classes)):
             bound = inputs**-0.5  # nn.Linear draws weight and bias from U(−1/√in, 1/√in)
             drawn = torch.stack([torch.rand(inputs + 1, outputs, generator=g) for g in generators])
             drawn = (2 * drawn - 1) * bound  # (S, in + 1, out)
             self.weights.append(drawn[:, :-1].clone())
             self.biases.append(drawn[:, -1:].clone())
 
-    def __len__(self) -> int:
-        return len(self.biases[0])
-
-    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
-        def logits(x: Tensor) -> Tensor:
-            hidden = x.float()
-            with torch.no_grad():
-                for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-                    hidden = torch.addmm(bias[index], hidden if layer == 0 else hidden.relu(), weight[index])
-            return hidden
-
-        return logits
-
     def forward(self, x: Tensor) -> Tensor:
         """(S, N, K) logits of (N, d) or (S, N, d) points."""
-        hidden = x.expand(len(self), *x.shape[-2:])  # (S, N, d)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = torch.baddbmm(bias, hidden if layer == 0 else hidden.relu(), weight)
-        return hidden
+        return self._through(x.expand(len(self.biases[0]), *x.shape[-2:]), torch.baddbmm, slice(None))
+
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+        return torch.no_grad()(lambda x: self._through(x.float(), torch.addmm, index))
+
+    def _through(self, x: Tensor, layer: Callable[..., Tensor], index: int | slice) -> Tensor:
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = layer(bias[index], x.relu() if number else x, weight[index])
+        return x
 
 
 def fit_mlps(
@@ -91,8 +78,6 @@ def fit_mlps(
     *,
     seeds: Sequence[int],
     steps: int = 300,
-    batch_size: int = 2000,
-    lr: float = 1e-3,
     on_step: Callable[[int, MLPs], None] | None = None,
 ) -> MLPs:
     """Train one perceptron per seed with Adam on shuffled batches.
@@ -106,25 +91,23 @@ def fit_mlps(
     Raises
     ------
     ValueError
-        If shapes and seeds disagree, or a count is below 1, or a loss stops being finite.
+        If shapes and seeds disagree, or there is no step, or a loss stops being finite.
 
     >>> x, y = torch.randn(1, 64, 1), torch.zeros(1, 64, dtype=torch.long)
-    >>> len(fit_mlps(x, y, 2, cross_entropy, seeds=[0], steps=2, batch_size=32))
-    1
+    >>> fit_mlps(x, y, 2, nn.CrossEntropyLoss(), seeds=[0], steps=2)[0](x[0]).shape
+    torch.Size([64, 2])
     """
-    if x.ndim != 3 or y.shape != x.shape[:2] or len(x) != len(seeds) or y.numel() == 0:
+    if x.ndim != 3 or y.shape != x.shape[:2] or len(x) != len(seeds) or y.numel() == 0 or steps < 1:
         raise ValueError(
-            f"x must be (S, N, d) and y (S, N) for {len(seeds)} seeds, got {tuple(x.shape)} and "
-            f"{tuple(y.shape)}; stack one training set per seed"
+            f"x must be (S, N, d) and y (S, N) for {len(seeds)} seeds, and steps at least 1, got "
+            f"{tuple(x.shape)}, {tuple(y.shape)} and {steps}"
         )
-    if min(steps, batch_size) < 1 or lr <= 0:
-        raise ValueError(f"steps, batch_size and lr must be positive, got {steps}, {batch_size}, {lr}")
     mlps = MLPs(x.shape[2], num_classes, seeds)
-    optimiser = torch.optim.Adam(mlps.parameters(), lr=lr)
+    optimiser = torch.optim.Adam(mlps.parameters(), lr=RATE)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    samples, batch_size = x.shape[1], min(batch_size, x.shape[1])
+    samples = x.shape[1]
+    batch_size = min(BATCH, samples)
     per_epoch = samples // batch_size
-    total = torch.zeros(())
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.stack([torch.randperm(samples, generator=g) for g in generators])  # (S, N)
@@ -139,113 +122,61 @@ def fit_mlps(
         optimiser.step()
         if on_step is not None:
             on_step(step + 1, mlps)
-    if not bool(total.isfinite()):
-        raise ValueError(
-            f"the training loss is {float(total.detach())} after {steps} steps; lower lr, which is {lr}"
-        )
+    if not math.isfinite(last := float(total.detach())):
+        raise ValueError(f"the training loss is {last} after {steps} steps; are the points finite?")
     return mlps.requires_grad_(False)
 
 
-def training_sets(mixture: GaussianMixture, seeds: Sequence[int]) -> Pairs:
-    """The training set of each seed, points (S, N, d) and labels (S, N): a draw of ``train_counts``."""
-    draws = [mixture.sample(mixture.train_counts, torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack([x for x, _ in draws]), torch.stack([y for _, y in draws])
+class Estimator(NamedTuple):
+    """What a network is trained as: a classifier by one of two losses, or a critic by its bound.
 
-
-def train_mixture_classifier(
-    mixture: GaussianMixture,
-    kind: Kind = "softmax",
-    *,
-    seeds: Sequence[int] = (0,),
-    steps: int = 300,
-    batch_size: int = 2000,
-    lr: float = 1e-3,
-    on_step: Callable[[int, MLPs], None] | None = None,
-) -> MLPs:
-    """Train the paper's classifier on a mixture, once per seed, each on its own draw of ``train_counts``.
-
-    ``kind="softmax"`` minimises cross-entropy, ``kind="pc"`` ``PCSoftmaxLoss`` under the mixture's prior.
-    On a balanced mixture the two losses differ by the constant log K, so the networks are the same.
-
-    Returns
-    -------
-    MLPs
-        Index it by the position in ``seeds`` for one classifier, a function (N, d) → (N, K) logits.
-
-    >>> mixture = GaussianMixture(1, counts=[50] * 5)
-    >>> train_mixture_classifier(mixture, "pc", steps=2)[0](torch.zeros(4, 1)).shape
-    torch.Size([4, 5])
+    >>> Estimator("pc").read(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), torch.tensor([0.5, 0.5])).value
+    0.0
     """
-    check_choice("kind", kind, get_args(Kind))
-    x, y = training_sets(mixture, seeds)
-    loss: Loss = cross_entropy if kind == "softmax" else PCSoftmaxLoss(mixture.prior)
-    return fit_mlps(
-        x,
-        y,
-        mixture.num_classes,
-        loss,
-        seeds=seeds,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        on_step=on_step,
-    )
+
+    method: Any  # the Kind of a classifier, or the CriticKind of a critic
+    marginal: Any = None  # of a critic, a Marginal
+
+    def loss(self, prior: Tensor) -> Loss:
+        """What training minimises, where the classes have these shares (K,)."""
+        if self.marginal is None:
+            return loss_of(self.method, prior)
+        return lambda critic, labels: -critic_terms(critic, labels, self.method, self.marginal).mean()
+
+    def read(self, outputs: Tensor, labels: Tensor, prior: Tensor) -> Estimate:
+        """The information (nats) that a network's outputs (N, K) give."""
+        if self.marginal is None:
+            return mutual_information(outputs, labels, prior, self.method)
+        terms = critic_terms(outputs.double(), labels, self.method, self.marginal, prior)
+        return Estimate.from_samples(terms)
 
 
-def train_critics(
-    x: Tensor,
-    y: Tensor,
-    num_classes: int,
-    kind: CriticKind,
-    marginal: Marginal = "exact",
+CRITICS = (
+    Estimator("mine", "shuffle"),
+    Estimator("mine", "exact"),
+    Estimator("nwj", "shuffle"),
+    Estimator("infonce", "exact"),
+)
+
+
+def train(
+    mixture: GaussianMixture,
+    estimator: Estimator,
     *,
     seeds: Sequence[int],
     steps: int = 300,
-    batch_size: int = 2000,
-    lr: float = 1e-3,
     on_step: Callable[[int, MLPs], None] | None = None,
 ) -> MLPs:
-    """Train one critic per seed to raise its bound, with the classifier's network, optimiser and budget.
+    """The estimator's network for each seed, each trained on its own draw of the mixture's ``train_counts``.
 
-    MINE's gradient of ``log mean Z`` is the batch's, without a moving average: at 2,000 samples its bias is
-    far below the other errors. Batches come shuffled, so one fixed permutation of each draws the marginal.
-
-    Parameters
-    ----------
-    x, y : (S, N, d) float32 and (S, N), one training set per seed
-
-    >>> x, y = torch.randn(1, 64, 1), torch.arange(64)[None] % 2
-    >>> train_critics(x, y, 2, "mine", seeds=[0], steps=1)[0](x[0]).shape
-    torch.Size([64, 2])
+    >>> mixture = GaussianMixture(1, counts=[50] * 5)
+    >>> train(mixture, Estimator("pc"), seeds=[0], steps=2)[0](torch.zeros(4, 1)).shape
+    torch.Size([4, 5])
     """
-    check_choice("kind", kind, get_args(CriticKind))
-    check_choice("marginal", marginal, get_args(Marginal))
-
-    def loss(critic: Tensor, labels: Tensor) -> Tensor:
-        return -critic_terms(critic, labels, kind, marginal).mean()
-
-    return fit_mlps(
-        x, y, num_classes, loss, seeds=seeds, steps=steps, batch_size=batch_size, lr=lr, on_step=on_step
-    )
-
-
-Read = Callable[[Tensor, Tensor], Estimate]  # a network's (N, K) outputs and the labels (N,) -> nats
-Mixtures = Mapping[tuple[str, int], GaussianMixture]  # by shares, "balanced" or "imbalanced", and dimension
-Networks = dict[tuple[str, int, str], MLPs]  # by shares, dimension and loss
-
-DIMENSIONS = (1, 2, 5, 10)
-CRITICS: tuple[tuple[CriticKind, Marginal], ...] = (
-    ("mine", "shuffle"),
-    ("mine", "exact"),
-    ("nwj", "shuffle"),
-    ("infonce", "exact"),
-)
-NEIGHBOURS_SAMPLES = 15_000  # as many as the paper tests on
-COLUMNS = [
-    *("dataset", "shares", "dimension", "method", "rule", "marginal", "metric", "unit", "seed"),
-    *("value", "stderr", "n", "low", "high", "interval"),
-]
-WHOLE = ("dimension", "seed", "n")  # columns of whole numbers, of which some are not applicable
+    draws = [mixture.sample(mixture.train_counts, torch.Generator().manual_seed(seed)) for seed in seeds]
+    x, y = (torch.stack(part) for part in zip(*draws, strict=True))
+    loss = estimator.loss(mixture.prior)
+    return fit_mlps(x, y, mixture.num_classes, loss, seeds=seeds, steps=steps, on_step=on_step)
 
 
 class Synthetic(NamedTuple):
@@ -253,7 +184,7 @@ class Synthetic(NamedTuple):
 
     frame: pd.DataFrame
     curves: pd.DataFrame
-    networks: Networks
+    networks: dict[tuple[str, int, str], MLPs]  # by shares, dimension and loss
 
 
 def paper_mixtures(dimensions: Sequence[int] = DIMENSIONS) -> dict[tuple[str, int], GaussianMixture]:
@@ -273,100 +204,66 @@ def held_out(mixture: GaussianMixture, seed: int, n: int) -> Pairs:
     [2, 4, 6, 8, 10]
     """
     parts = mixture.train_counts // math.gcd(*mixture.train_counts.tolist())  # such as 1, 2, 3, 4, 5
-    if n < int(parts.sum()):
+    times = n // int(parts.sum())
+    if times < 1:
         raise ValueError(f"n must be at least {int(parts.sum())} for these class shares, got {n}")
-    return mixture.sample(parts * (n // int(parts.sum())), torch.Generator().manual_seed(1000 + seed))
-
-
-def reader(mixture: GaussianMixture, method: str, marginal: Marginal | None = None) -> Read:
-    """How a network's outputs are read as mutual information: a :data:`Reading`, or a critic's bound."""
-    if method in get_args(Reading):
-        return lambda logits, y: mutual_information(logits, y, mixture.prior, method)  # type: ignore[arg-type]
-
-    def bound(outputs: Tensor, y: Tensor) -> Estimate:
-        terms = critic_terms(outputs.double(), y, method, marginal or "exact", mixture.prior)  # type: ignore[arg-type]
-        return Estimate.from_samples(terms)
-
-    return bound
+    return mixture.sample(parts * times, torch.Generator().manual_seed(1000 + seed))
 
 
 class Curve:
     """Watch networks train: every 20 steps the error against the mean exact PMI of the same pairs.
 
-    So the noise of the draw, common to the estimate and its truth, does not count. Time is the processor's
-    in training steps alone.
+    So the noise of the draw, common to the estimate and its truth, does not count.
 
-    Parameters
+    Attributes
     ----------
-    draws : held-out pairs of each network
+    draws : held-out pairs of each network, by its seed
+    rows : of step, seed, error (nats) and seconds since the start
+    seconds : of one network, the processor's and in training steps alone
     """
 
     EVERY = 20
 
-    def __init__(self, mixture: GaussianMixture, read: Read, draws: Sequence[Pairs]) -> None:
-        self.read, self.draws = read, draws
-        self.steps: list[int] = []
-        self.errors: list[list[float]] = []  # of each step, of each network
-        self.seconds: list[float] = []  # since the start, of all networks together
-        pmi = [mixture.pointwise_mutual_information(x).gather(1, y[:, None]) for x, y in draws]
-        self.exact = [float(values.mean()) for values in pmi]
-        self.spent, self.since = 0.0, time.process_time()
+    def __init__(self, mixture: GaussianMixture, estimator: Estimator, draws: Draws) -> None:
+        self.mixture, self.estimator, self.draws = mixture, estimator, draws
+        self.rows: list[Row] = []
+        self.exact = {
+            seed: float(mixture.pointwise_mutual_information(x).gather(1, y[:, None]).mean())
+            for seed, (x, y) in draws.items()
+        }
+        self.seconds, self.since = 0.0, time.process_time()
 
     def __call__(self, step: int, networks: MLPs) -> None:
-        self.spent += time.process_time() - self.since
+        self.seconds += (time.process_time() - self.since) / len(self.draws)
         if step % self.EVERY == 0:
-            found = [self.read(networks[i](x), y).value for i, (x, y) in enumerate(self.draws)]
-            self.errors.append([value - exact for value, exact in zip(found, self.exact, strict=True)])
-            self.steps.append(step)
-            self.seconds.append(self.spent)
+            for i, (seed, (x, y)) in enumerate(self.draws.items()):
+                found = self.estimator.read(networks[i](x), y, self.mixture.prior)
+                row = {"step": step, "seed": seed, "error": found.value - self.exact[seed]}
+                self.rows.append(row | {"seconds": self.seconds})
         self.since = time.process_time()
-
-    def frame(self, seeds: Sequence[int], **columns: object) -> pd.DataFrame:
-        """Columns step, seed, error (nats) and seconds (of one network), besides those given."""
-        return pd.DataFrame(
-            [
-                {**columns, "step": step, "seed": seed, "error": error, "seconds": seconds / len(seeds)}
-                for step, errors, seconds in zip(self.steps, self.errors, self.seconds, strict=True)
-                for seed, error in zip(seeds, errors, strict=True)
-            ]
-        )
 
 
 def truths(dimensions: Sequence[int] = DIMENSIONS) -> pd.DataFrame:
     """What is known exactly of each mixture, one row a number.
 
     The information, the entropy of the label, ``log K − H(Y)``, by which log K − CE is too high; and the
-    accuracies of the Bayes rules for the mixture's shares ("bayes_map") and for equal ones ("bayes_ml").
+    accuracies of the Bayes rules.
     """
-    return _tidy(_truths(paper_mixtures(dimensions)))
+    made = []
+    for (shares, d), mixture in paper_mixtures(dimensions).items():
+        made += [{"shares": shares, "dimension": d} | row for row in _truths(mixture)]
+    return rows_of.frame(made, SETTING)
 
 
-def _truths(mixtures: Mixtures) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    for (shares, d), mixture in mixtures.items():
-        label_entropy = float(entropy(mixture.prior))
-        exact = {
-            ("exact", "mutual_information", "nats"): mixture.mutual_information(),
-            ("exact", "label_entropy", "nats"): label_entropy,
-            ("exact", "log_k_minus_entropy", "nats"): max(0.0, math.log(mixture.num_classes) - label_entropy),
-        }
-        for rule in ("map", "ml"):
-            for metric, average in (("accuracy", "micro"), ("per_class_accuracy", "macro")):
-                value = 100 * mixture.bayes_accuracy(rule, average)  # type: ignore[arg-type]
-                exact[f"bayes_{rule}", metric, "%"] = value
-        made += [
-            {
-                "shares": shares,
-                "dimension": d,
-                "method": method,
-                "metric": metric,
-                "unit": unit,
-                "value": value,
-            }
-            | {"stderr": 0.0, "low": value, "high": value, "interval": "exact"}
-            for (method, metric, unit), value in exact.items()
-        ]
-    return made
+def _truths(mixture: GaussianMixture) -> list[Row]:
+    label_entropy = float(entropy(mixture.prior))
+    values = {
+        "mutual_information": mixture.mutual_information(),
+        "label_entropy": label_entropy,
+        "log_k_minus_entropy": max(0.0, math.log(mixture.num_classes) - label_entropy),
+    }
+    made = [rows_of.exact("exact", metric, "nats", value) for metric, value in values.items()]
+    return made + rows_of.bayes(mixture.bayes_accuracy)
 
 
 def measure(
@@ -387,131 +284,84 @@ def measure(
     - "accuracy" and "per_class_accuracy" (%) of both classifiers under the rule "map" (for the mixture's
       shares) and "ml" (for equal ones);
 
-    and "training_time" (s) of one network. The curves have columns shares, dimension, method, marginal, step,
-    seed, error and seconds, for what trains on those imbalanced mixtures, see :class:`Curve`.
-
-    Parameters
-    ----------
-    steps, critic_steps : of training of the classifiers and of the critics
-    test_samples : held-out pairs of a seed, at most
+    and "training_time" (s) of one network. The curves have the rows of :class:`Curve` of what trains on those
+    imbalanced mixtures. `test_samples` are the held-out pairs of a seed, at most.
     """
     check_seeds(seeds)
-    mixtures = paper_mixtures(dimensions)
-    networks: Networks = {}
-    curves: list[tuple[dict[str, Any], Curve]] = []
-    made = _truths(mixtures)
-    for (shares, d), mixture in mixtures.items():
+    made, curves, networks = list[Row](), list[Row](), dict[tuple[str, int, str], MLPs]()
+    for (shares, d), mixture in paper_mixtures(dimensions).items():
         place = {"shares": shares, "dimension": d}
-        draws = [held_out(mixture, seed, test_samples) for seed in seeds]
-        watch = None
-        if shares == "imbalanced" and d in (dimensions[0], dimensions[-1]):
-            watch = Curve(mixture, reader(mixture, "pc"), _watched(mixture, seeds))
-        pc = softmax = train_mixture_classifier(mixture, "softmax", seeds=seeds, steps=steps)
+        draws = {seed: held_out(mixture, seed, test_samples) for seed in seeds}
+        pc = softmax = train(mixture, Estimator("softmax"), seeds=seeds, steps=steps)
+        others, watches = list[Row](), list[Curve]()
         if shares == "imbalanced":  # on balanced data the two losses differ by the constant log K
-            pc = train_mixture_classifier(mixture, "pc", seeds=seeds, steps=steps, on_step=watch)
-        networks[shares, d, "softmax"], networks[shares, d, "pc"] = softmax, pc
-        found = _classifier_rows(mixture, {"softmax": softmax, "pc": pc}, seeds, draws)
-        if watch is not None:
-            curves.append((place | {"method": "pc", "marginal": None}, watch))
-            rows, watches = _critic_rows(mixture, seeds, draws, critic_steps)
-            found += rows + _neighbour_rows(mixture, seeds)
-            curves += [(place | columns, curve) for columns, curve in watches]
-        made += [place | row for row in found]
-    made += _summaries(made)
-    made += [
-        {**columns, "metric": "training_time", "unit": "s", "value": curve.spent / len(seeds)}
-        for columns, curve in curves
-    ]
-    frames = [curve.frame(seeds, **columns) for columns, curve in curves]
-    return Synthetic(_tidy(made), pd.concat(frames, ignore_index=True), networks)
+            pc, watch = _watched(mixture, Estimator("pc"), seeds, steps)
+            if d in (dimensions[0], dimensions[-1]):
+                others, watches = _comparison(mixture, draws, critic_steps)
+                watches.insert(0, watch)
+        networks |= {(shares, d, "softmax"): softmax, (shares, d, "pc"): pc}
+        found = _classifier_rows(mixture, {"softmax": softmax, "pc": pc}, draws) + others
+        for row in [row for row in found if row["metric"] == "mutual_information"]:
+            found.append(row | {"metric": "error", "value": row["value"] - mixture.mutual_information()})
+        for watch in watches:
+            about = watch.estimator._asdict()
+            found.append(about | {"metric": "training_time", "unit": "s", "value": watch.seconds})
+            curves += [place | about | row for row in watch.rows]
+        made += [place | row for row in _truths(mixture) + found]
+    return Synthetic(rows_of.frame(made + _summaries(made), SETTING), pd.DataFrame(curves), networks)
 
 
-def _watched(mixture: GaussianMixture, seeds: Sequence[int]) -> list[Pairs]:
-    return [held_out(mixture, 3000 + seed, 5000) for seed in seeds]
+def _watched(
+    mixture: GaussianMixture, estimator: Estimator, seeds: Sequence[int], steps: int
+) -> tuple[MLPs, Curve]:
+    watch = Curve(mixture, estimator, {seed: held_out(mixture, 3000 + seed, 5000) for seed in seeds})
+    return train(mixture, estimator, seeds=seeds, steps=steps, on_step=watch), watch
 
 
-def _classifier_rows(
-    mixture: GaussianMixture, networks: Mapping[Kind, MLPs], seeds: Sequence[int], draws: Sequence[Pairs]
-) -> list[dict[str, Any]]:
+def _classifier_rows(mixture: GaussianMixture, networks: Mapping[Kind, MLPs], draws: Draws) -> list[Row]:
     """Information and accuracies of both classifiers, which are given by loss."""
-    made: list[dict[str, Any]] = []
-    classes = torch.ones(mixture.num_classes, dtype=torch.bool)
-    for i, (seed, (x, y)) in enumerate(zip(seeds, draws, strict=True)):
-        outputs: dict[Kind, Tensor] = {loss: trained[i](x) for loss, trained in networks.items()}
-        for method in get_args(Reading):
-            found = reader(mixture, method)(outputs["pc" if method == "pc" else "softmax"], y)
-            made += [{"method": method, "seed": seed, **row} for row in _against(mixture, found)]
+    made = []
+    for i, (seed, (x, y)) in enumerate(draws.items()):
+        outputs = {loss: trained[i](x) for loss, trained in networks.items()}
+        found = rows_of.readings(outputs, y, mixture.prior)
         for loss, logits in outputs.items():
             for rule, prior in (("map", mixture.prior), ("ml", None)):
                 chosen = shift_prior(logits, mixture.prior, prior, loss).argmax(1)
-                columns = {"method": loss, "rule": rule, "seed": seed}
-                made.append({**columns, "metric": "accuracy", **share_right(chosen, y)})
-                made.append({**columns, "metric": "per_class_accuracy", **mean_recall(chosen, y, classes)})
+                columns = {"method": loss, "rule": rule}
+                found += [columns | row for row in rows_of.accuracies(chosen, y, mixture.num_classes)]
+        made += [{"seed": seed} | row for row in found]
     return made
 
 
-def _critic_rows(
-    mixture: GaussianMixture, seeds: Sequence[int], draws: Sequence[Pairs], steps: int
-) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], Curve]]]:
-    """The critics' information, and the learning curve of each with its columns."""
-    made: list[dict[str, Any]] = []
-    curves: list[tuple[dict[str, Any], Curve]] = []
-    points, labels = training_sets(mixture, seeds)
-    for kind, marginal in CRITICS:
-        columns = {"method": kind, "marginal": marginal}
-        read = reader(mixture, kind, marginal)
-        watch = Curve(mixture, read, _watched(mixture, seeds))
-        critics = train_critics(
-            points, labels, mixture.num_classes, kind, marginal, seeds=seeds, steps=steps, on_step=watch
-        )
-        curves.append((columns, watch))
-        for i, (seed, (x, y)) in enumerate(zip(seeds, draws, strict=True)):
-            made += [{**columns, "seed": seed, **row} for row in _against(mixture, read(critics[i](x), y))]
-    return made, curves
+def _comparison(mixture: GaussianMixture, draws: Draws, steps: int) -> tuple[list[Row], list[Curve]]:
+    """Information by critics and by nearest neighbours, and the critics' learning curves."""
+    made, watches = [], []
+    for critic in CRITICS:
+        critics, watch = _watched(mixture, critic, list(draws), steps)
+        watches.append(watch)
+        for i, (seed, (x, y)) in enumerate(draws.items()):
+            row = rows_of.information(critic.read(critics[i](x), y, mixture.prior))
+            made.append(critic._asdict() | {"seed": seed} | row)
+    for seed in draws:
+        pairs = mixture.sample(NEIGHBOURS_SAMPLES, torch.Generator().manual_seed(2000 + seed))
+        row = rows_of.information(nearest_neighbour_mi(*pairs))
+        made.append({"method": "nearest_neighbours", "seed": seed} | row)
+    return made, watches
 
 
-def _neighbour_rows(mixture: GaussianMixture, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    made = []
-    for seed in seeds:
-        drawn = mixture.sample(NEIGHBOURS_SAMPLES, torch.Generator().manual_seed(2000 + seed))
-        rows = _against(mixture, nearest_neighbour_mi(*drawn))
-        made += [{"method": "nearest_neighbours", "seed": seed, **row} for row in rows]
-    return made
-
-
-def _against(mixture: GaussianMixture, found: Estimate) -> list[dict[str, Any]]:
-    """An estimate and its error, as rows."""
-    noise = {"unit": "nats", "stderr": found.stderr, "n": found.n}
-    return [
-        {"metric": "mutual_information", "value": found.value} | noise,
-        {"metric": "error", "value": found.value - mixture.mutual_information()} | noise,
-    ]
-
-
-def _summaries(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _summaries(rows: Sequence[Row]) -> list[Row]:
     """The largest absolute and the mean error of each reading over the dimensions, from its rows."""
-    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["metric"] == "error" and row["method"] in get_args(Reading):
-            groups.setdefault((row["shares"], row["method"], row["seed"]), []).append(row)
-    made = []
-    for (shares, method, seed), errors in groups.items():
-        columns = {"shares": shares, "method": method, "unit": "nats", "seed": seed}
-        worst = max(errors, key=lambda row: abs(row["value"]))
-        mean = sum(row["value"] for row in errors) / len(errors)
-        noise = math.hypot(*(row["stderr"] for row in errors)) / len(errors)
-        made += [
-            {**columns, "metric": "worst_error", "value": abs(worst["value"])}
-            | {"stderr": worst["stderr"], "n": worst["n"]},
-            {**columns, "metric": "mean_error", "value": mean}
-            | {"stderr": noise, "n": sum(row["n"] for row in errors)},
-        ]
+    table = pd.DataFrame(rows)
+    errors = table[(table["metric"] == "error") & table["method"].isin(get_args(Reading))]
+    made: list[Row] = []
+    for about, group in errors.groupby(["shares", "method", "seed"], sort=False):
+        row = dict(zip(("shares", "method", "seed"), about, strict=True)) | {"unit": "nats"}
+        worst = group.iloc[int(group["value"].abs().argmax())]
+        largest = {"value": abs(worst["value"]), "stderr": worst["stderr"], "n": worst["n"]}
+        noise = math.hypot(*group["stderr"]) / len(group)
+        mean = {"value": group["value"].mean(), "stderr": noise, "n": group["n"].sum()}
+        made += [row | {"metric": "worst_error"} | largest, row | {"metric": "mean_error"} | mean]
     return made
-
-
-def _tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame([{"dataset": "gaussian-mixtures", **row} for row in rows], columns=COLUMNS)
-    return frame.astype(dict.fromkeys(WHOLE, "Int64"))
 
 
 def arrivals(curves: pd.DataFrame, bounds: Sequence[float] = (0.05, 0.02, 0.01)) -> pd.DataFrame:
@@ -524,11 +374,12 @@ def arrivals(curves: pd.DataFrame, bounds: Sequence[float] = (0.05, 0.02, 0.01))
     >>> arrivals(curves, bounds=[0.05, 0.02]).seconds.tolist()
     [2.0, nan]
     """
+    columns = ["dimension", "method", "marginal"]
     made = []
-    for place, curve in curves.groupby(["dimension", "method", "marginal"], dropna=False, sort=False):
+    for place, curve in curves.groupby(columns, dropna=False, sort=False):
         means = curve.groupby("step")[["error", "seconds"]].mean()  # sorted by step
         for bound in bounds:
-            inside = means.error.abs() <= bound
+            inside = means["error"].abs() <= bound
             stays = inside[::-1].cummin()[::-1]  # from here on always inside
-            made.append((*place, bound, means.seconds[stays].min()))
-    return pd.DataFrame(made, columns=["dimension", "method", "marginal", "bound", "seconds"])
+            made.append((*place, bound, means["seconds"][stays].min()))
+    return pd.DataFrame(made, columns=[*columns, "bound", "seconds"])

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,10 +23,10 @@ from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.data import sets, store
 from infocam_utils.data.images import IMAGENET_MEAN, IMAGENET_STD, Geometry, ImageSet, prepare
 from infocam_utils.data.splits import ImbalanceRule, imbalanced_subset
-from infocam_utils.information import PCSoftmaxLoss, check_choice, class_prior
+from infocam_utils.information import Kind, PCSoftmaxLoss, check_choice, class_prior
 
-Loss = Literal["softmax", "pc"]
-DECAYS = ("weight_decay", "head_decay")  # which may be 0
+# What `training.fit` takes from a recipe as it is.
+FITTING = ("geometry", "lr", "batch_size", "weight_decay", "optimizer", "schedule", "precision", "devices")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Recipe:
     few: int | None
     many: int | None
     train_limit: int | None
-    loss: Loss
+    loss: Kind
     log_prior_bias: bool
     frozen: bool
     passes: int
@@ -90,18 +89,16 @@ class Recipe:
         check_choice("precision", self.precision, training.PRECISIONS)
         for name, kind in get_type_hints(Recipe).items():
             kinds, value = get_args(kind) or (kind,), getattr(self, name)
-            if get_origin(kind) is Literal:
-                check_choice(name, value, kinds)
-                continue
             if float in kinds and type(value) is int:  # so that equal recipes are written alike
                 object.__setattr__(self, name, value := float(value))
-            if type(value) not in kinds:
-                expected = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
-                raise TypeError(f"{name} must be {expected}, got {value!r}")
-            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and name in DECAYS)):
-                bound = "finite and not negative" if name in DECAYS else "finite and above 0"
-                raise ValueError(f"{name} must be {bound}, got {value}")
-        Geometry(self.resize, self.crop, self.flip).sizes(self.size)  # refuses a crop that does not fit
+            if get_origin(kind) is Literal:
+                check_choice(name, value, kinds)
+            elif type(value) not in kinds:
+                raise TypeError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+            decay = name in ("weight_decay", "head_decay")
+            if type(value) in (int, float) and not (0 < value < math.inf or (decay and value == 0)):
+                raise ValueError(f"{name} must be above 0 (a decay may be 0) and finite, got {value}")
+        self.geometry.sizes(self.size)  # refuses a crop that does not fit
 
     @property
     def geometry(self) -> Geometry:
@@ -131,51 +128,35 @@ def recipe(dataset: str | Path, data_dir: str | Path | None = None, **changes: A
 
     Parameters
     ----------
-    dataset : a name of :data:`infocam_utils.data.sets.SETS`, a folder, or a folder's name under the data
-        directory; a relative path is looked up from here, now.
-    data_dir : where data sets lie, see :func:`infocam_utils.data.store.data_root`
+    dataset : as :func:`infocam_utils.data.sets.locate` finds it; a relative path is looked up from here, now
     changes : fields of :class:`Recipe`; None takes the default. `weights` is "imagenet", "none", or a file,
         which may also be named as it lies in the data directory.
 
     Raises
     ------
-    TypeError
-        For an unknown field, with near matches.
-    ValueError, FileNotFoundError
-        For a value that cannot be, or a data set or file that is not there.
+    TypeError : an unknown field, with near matches, or a value of another type
+    ValueError, FileNotFoundError : a value that cannot be, a data set or file that is not there
 
     >>> recipe("digits", passes=500).passes
     500
     """
     names = [field.name for field in fields(Recipe)]
-    for unknown in [name for name in changes if name not in names]:
-        near = difflib.get_close_matches(unknown, names, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-        raise TypeError(f"a recipe has no field {unknown!r}; {hint}")
-    row = sets.describe(dataset, data_dir)
+    for name in changes:
+        if name not in names:
+            near = difflib.get_close_matches(name, names) or names
+            raise TypeError(f"a recipe has no field {name!r}; did you mean one of {', '.join(near)}?")
+    root, folder = store.data_root(data_dir), sets.locate(dataset, data_dir)
     given = {name: value for name, value in changes.items() if value is not None}
-    made: dict[str, Any] = {"dataset": _placed(dataset, data_dir), **row.recipe, **given}
-    weights = made.get("weights")
-    made["weights"] = None if weights in (None, "none") else _weights(weights, data_dir)
-    return Recipe(**made)
-
-
-def _placed(dataset: str | Path, data_dir: str | Path | None) -> str:
-    """A name in the data directory as it is, a path from here as an absolute one."""
-    folder = sets.locate(dataset, data_dir)
-    return str(Path(dataset) if folder == store.data_root(data_dir) / dataset else folder)
-
-
-def _weights(weights: str | Path, data_dir: str | Path | None) -> str:
-    if weights == "imagenet":
-        return "imagenet"
-    for path in (Path(weights).expanduser(), store.data_root(data_dir) / weights):
-        if path.is_file():
-            return str(path.resolve())
-    raise FileNotFoundError(
-        f"no weights file {weights}, neither from {Path.cwd()} nor in {store.data_root(data_dir)}; pass "
-        "'imagenet', 'none' or the path of a state dict"
-    )
+    made = {**sets.describe(dataset, data_dir).recipe, **given}
+    made["dataset"] = str(Path(dataset) if folder == root / dataset else folder)
+    weights = made["weights"]
+    if weights not in (None, "none", "imagenet"):
+        there = [path for path in (Path(weights).expanduser(), root / weights) if path.is_file()]
+        if not there:
+            places = f"neither from {Path.cwd()} nor in {root}"
+            raise FileNotFoundError(f"no weights file {weights}, {places}; pass one, 'imagenet' or 'none'")
+        weights = str(there[0].resolve())
+    return Recipe(**made | {"weights": None if weights == "none" else weights})
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -183,15 +164,20 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
     >>> check_seeds([0, 0])
     Traceback (most recent call last):
-    ValueError: seeds must be distinct, since equal seeds give equal runs, got [0, 0]; drop the repeated ones
+    ValueError: seeds must be distinct, and at least one, got [0, 0]
     """
-    if len(seeds) == 0:
-        raise ValueError("seeds must hold at least one seed, got none; give such as [0, 1, 2]")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"seeds must be distinct, since equal seeds give equal runs, got {list(seeds)}; "
-            "drop the repeated ones"
-        )
+    if not 0 < len(set(seeds)) == len(seeds):
+        raise ValueError(f"seeds must be distinct, and at least one, got {list(seeds)}")
+
+
+def imbalance_rule(recipe: Recipe, images: ImageSet, data_dir: str | Path | None = None) -> ImbalanceRule:
+    """The data set's rule for its training `images`, with the recipe's `few` and `many` where it has them."""
+    rule_for = sets.describe(recipe.dataset, data_dir).train_rule
+    if recipe.few is not None:  # then the rule only says which classes are rare, however few images they have
+        enough = torch.arange(images.num_classes).repeat(10)
+        return replace(rule_for(enough), few=recipe.few, many=recipe.many)
+    rule = rule_for(images.labels)
+    return rule if recipe.many is None else replace(rule, many=recipe.many)
 
 
 def training_rows(
@@ -202,14 +188,11 @@ def training_rows(
     With `few`, the first of each class in an order drawn from the seed; seed=None walks the list in its own
     order, which gives the paper's list.
     """
-    if recipe.few is None:
-        if recipe.many is not None:
-            raise ValueError(
-                f"many={recipe.many} needs few, the images of a rare class; give both or neither"
-            )
-        return torch.arange(len(images))
-    rule = sets.describe(recipe.dataset, data_dir).train_rule(images.labels)
-    return kept_rows(images, replace(rule, few=recipe.few, many=recipe.many), seed)
+    if recipe.few is not None:
+        return kept_rows(images, imbalance_rule(recipe, images, data_dir), seed)
+    if recipe.many is not None:
+        raise ValueError(f"many={recipe.many} needs few, the images of a rare class; give both or neither")
+    return torch.arange(len(images))
 
 
 def kept_rows(images: ImageSet, rule: ImbalanceRule, seed: int | None) -> Tensor:
@@ -228,47 +211,31 @@ def training_set(recipe: Recipe, seed: int, data_dir: str | Path | None = None) 
     660
     """
     images = _all_images(recipe, data_dir)
-    return (
-        images
-        if recipe.few is None and recipe.many is None
-        else images.subset(training_rows(recipe, images, seed, data_dir))
-    )
+    rows = training_rows(recipe, images, seed, data_dir)
+    return images if len(rows) == len(images) else images.subset(rows)
 
 
 def _all_images(recipe: Recipe, data_dir: str | Path | None) -> ImageSet:
     return sets.load_images(recipe.dataset, "train", data_dir, size=recipe.size, limit=recipe.train_limit)
 
 
-def prior(recipe: Recipe, seed: int, data_dir: str | Path | None = None) -> Tensor:
-    """(K,) class shares of the images that a recipe and a seed train on."""
-    images = _all_images(recipe, data_dir)
-    rows = training_rows(recipe, images, seed, data_dir)
-    return class_prior(images.labels[rows], images.num_classes)
-
-
 def untrained(recipe: Recipe, num_classes: int, seed: int) -> Classifier:
     """The recipe's classifier before training; its random weights come from the seed alone."""
-    mapless = backbones.STRIDES.get(recipe.backbone) == ()  # its layers depend on the image's size
-    side = recipe.geometry.sizes(recipe.size)[1] if mapless else None
+    options: dict[str, Any] = {"stride": recipe.stride, "adl": recipe.adl}
+    if backbones.STRIDES.get(recipe.backbone) == ():  # without maps: its layers depend on the image's size
+        options["image_size"] = recipe.geometry.sizes(recipe.size)[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return backbones.classifier(
-            recipe.backbone,
-            num_classes,
-            recipe.weights,
-            stride=recipe.stride,
-            image_size=side,
-            adl=recipe.adl,
-        )
+        return backbones.classifier(recipe.backbone, num_classes, recipe.weights, **options)
 
 
-def loss_of(kind: str, prior: Tensor) -> nn.Module:
+def loss_of(kind: Kind, prior: Tensor) -> nn.Module:
     """Cross-entropy of the plain softmax, or of the probability-corrected one.
 
     >>> type(loss_of("pc", torch.tensor([0.5, 0.5]))).__name__
     'PCSoftmaxLoss'
     """
-    check_choice("loss", kind, get_args(Loss))
+    check_choice("loss", kind, get_args(Kind))
     return PCSoftmaxLoss(prior) if kind == "pc" else nn.CrossEntropyLoss()
 
 
@@ -278,7 +245,7 @@ def network(recipe: Recipe, seed: int, data_dir: str | Path | None = None) -> Cl
     With ``frozen`` it is the untrained one. An interrupted training goes on from its last epoch.
     """
     if recipe.frozen:
-        return untrained(recipe, _all_images(recipe, data_dir).num_classes, seed)
+        return untrained(recipe, _all_images(recipe, data_dir).num_classes, seed).eval()
     train = training_set(recipe, seed, data_dir)
     model = untrained(recipe, train.num_classes, seed)
     shares = class_prior(train.labels, train.num_classes)
@@ -294,25 +261,12 @@ def network(recipe: Recipe, seed: int, data_dir: str | Path | None = None) -> Cl
     keeper = store.Store(data_dir)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     checkpoint = keeper.folder / f"checkpoint-{name}.pt"
+    options = {option: getattr(recipe, option) for option in FITTING}
+    options |= {"lr_factors": {"linear": recipe.head_lr}, "seed": seed, "checkpoint": checkpoint}
 
     def fitted(_: store.Draft) -> Mapping[str, Tensor]:
-        training.fit(
-            model,
-            train,
-            loss_of(recipe.loss, shares),
-            geometry=recipe.geometry,
-            epochs=max(1, round(recipe.passes / len(train))),
-            lr=recipe.lr,
-            batch_size=recipe.batch_size,
-            weight_decay=recipe.weight_decay,
-            optimizer=recipe.optimizer,
-            schedule=recipe.schedule,
-            lr_factors={"linear": recipe.head_lr},
-            seed=seed,
-            devices=recipe.devices,
-            precision=recipe.precision,
-            checkpoint=checkpoint,
-        )
+        epochs = max(1, round(recipe.passes / len(train)))
+        training.fit(model, train, loss_of(recipe.loss, shares), epochs=epochs, **options)
         return model.state_dict()
 
     model.load_state_dict(store.tensors(keeper.get("network", key, fitted)))
@@ -326,13 +280,6 @@ def prepared(images: ImageSet, rows: Sequence[int], recipe: Recipe) -> Tensor:
 
 
 def visible(images: ImageSet, rows: Sequence[int], recipe: Recipe) -> Tensor:
-    """What the network sees of chosen images, as pictures: uint8 (n, 3, H, W).
-
-    >>> import numpy as np
-    >>> nine, zero = np.full((1, 3, 64, 64), 9, np.uint8), torch.tensor([0])
-    >>> one = ImageSet(nine, zero, None, 1, ["x"], zero, "example")
-    >>> visible(one, [0], recipe("minibirds")).unique().tolist()
-    [9]
-    """
+    """What the network sees of chosen images, as pictures: uint8 (n, 3, H, W)."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return ((prepared(images, rows, recipe) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -15,6 +16,9 @@ from infocam_utils.data.store import atomic_write, checkout
 if TYPE_CHECKING:  # each command imports what it needs, so that help and lists come at once
     from infocam_utils.reproduce.runner import Plan
 
+PATH = click.Path(path_type=Path)
+DATA_DIR = click.option("--data-dir", type=PATH, help="Where data sets and the cache lie.")
+
 
 class Refused(click.ClickException):
     """A request that cannot be: one line, and the exit status of a usage error."""
@@ -22,8 +26,16 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+@contextlib.contextmanager
+def _one_line(before: str = "", refuse: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """What goes wrong in the body is one line, an OSError with `before` it; `refuse` becomes Refused."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, refuse):
+            raise Refused(text) from error
+        raise click.ClickException(before * isinstance(error, OSError) + text) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,13 +45,10 @@ def cli() -> None:
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
     for value in values:
-        name, equals, text = value.partition("=")
-        if not equals or not name:
+        if not value.partition("=")[0] or "=" not in value:
             raise click.BadParameter(f"expected key=value, was {value!r}")
-        pairs[name] = text
-    return pairs
+    return {name: text for name, _, text in (value.partition("=") for value in values)}
 
 
 def recipe_fields() -> dict[str, Any]:
@@ -47,9 +56,6 @@ def recipe_fields() -> dict[str, Any]:
     from infocam_utils.experiments.recipe import Recipe
 
     return get_type_hints(Recipe)
-
-
-PATH = click.Path(path_type=Path)
 
 
 @cli.command()
@@ -67,7 +73,7 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--output", type=PATH, help="Folder to write to.  [default: runs/NAME]")
 @click.option("--name", help="What to call this run.  [default: the profile; of --from, the record's folder]")
-@click.option("--data-dir", type=PATH, help="Where data sets and the cache lie.")
+@DATA_DIR
 @click.option("--notebooks", "folder", type=PATH, help="Folder of notebooks.")
 @click.option("--fresh", is_flag=True, help="Start over: use no finished notebook and no cached network.")
 @click.option(
@@ -97,7 +103,7 @@ def run(
 
     if record is not None and (notebooks or profile):
         raise Refused("--from names the notebook and the profile itself; give neither beside it")
-    try:
+    with _one_line(refuse=ValueError):
         chosen = runner.plan(
             notebooks,
             profile or "quick",
@@ -108,9 +114,10 @@ def run(
             known_data=[*SETS, "imagenet", "none"],
             data_dir=data_dir,
         )
-    except ValueError as error:
-        raise Refused(_one_line(error)) from error
-    name = name or (chosen[0].profile if record is None else _run_name(record))
+    if name is None and record is not None:  # results/NAME/03.json and runs/NAME/results/03.json
+        places = [p.name for p in record.resolve().parents]
+        name = places[places[0] == "results"]
+    name = name or chosen[0].profile
     root = checkout() or Path.cwd()
     output = (output or root / "runs" / name).absolute()
     committed = (chosen[0].path.parents[1] if folder else root) / "results"
@@ -125,7 +132,7 @@ def run(
             executed = output / "notebooks" / plan.path.name
             atomic_write(plan.path, report.clean_notebook(executed, plan.path))
 
-    try:
+    with _one_line(f"the run in {output} stopped: ", refuse=runner.PlanError):
         manifest = runner.run(
             chosen,
             output,
@@ -136,24 +143,12 @@ def run(
             command=shlex.join(["infocam", *sys.argv[1:]]),
             after=put_back if update else None,
         )
-    except runner.PlanError as error:
-        raise Refused(_one_line(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"the run in {output} stopped: {_one_line(error)}") from error
-    except (runner.RunError, ValueError) as error:
-        raise click.ClickException(_one_line(error)) from error
     states = [manifest["notebooks"].get(plan.name, {}).get("status") for plan in chosen]
     click.echo(f"{states.count('done')} of {len(chosen)} notebooks done; see {output / 'index.html'}")
     if "interrupted" in states:
         click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
         sys.exit(130)
     sys.exit(0 if states.count("done") == len(chosen) else 1)
-
-
-def _run_name(record: Path) -> str:
-    """results/NAME/03.json and runs/NAME/results/03.json both belong to the run NAME."""
-    folder = record.resolve().parent
-    return folder.parent.name if folder.name == "results" else folder.name
 
 
 @cli.command("claims")
@@ -166,10 +161,8 @@ def claims_command(check: bool, write: bool, root: Path | None) -> None:
 
     root = root or checkout()
     if root is None:
-        raise click.ClickException(
-            "the ledger needs a clone of the repository; this is an installed package; give --root CLONE"
-        )
-    try:
+        raise click.ClickException("the ledger needs a clone of the repository; give --root CLONE")
+    with _one_line():
         if write:
             for path in claims.write(root):
                 click.echo(f"wrote {path}")
@@ -186,8 +179,6 @@ def claims_command(check: bool, write: bool, root: Path | None) -> None:
                     if cell and title != "Verdict":
                         text = str(cell).replace("<br>", "\n").replace("\n", "\n    ")
                         click.echo(f"  {str(title).lower()}: {text}")
-    except (ValueError, OSError) as error:
-        raise click.ClickException(_one_line(error)) from error
 
 
 @cli.command()
@@ -203,20 +194,15 @@ def compare(committed: Path, fresh: Path) -> None:
 
     if committed.is_dir() != fresh.is_dir():
         raise Refused(f"{committed} and {fresh} must be two files or two folders")
-    pairs = {committed.stem: (committed, fresh)}
-    found = []
-    if committed.is_dir():
-        old, new = _files(committed), _files(fresh)
-        if not old and not new:
-            raise click.ClickException(f"no results in {committed} nor in {fresh}")
-        pairs = {name: (old[name], new[name]) for name in sorted(old.keys() & new.keys())}
-        found += [f"{name}: not in {fresh}" for name in sorted(old.keys() - new.keys())]
-        found += [f"{name}: not in {committed}" for name in sorted(new.keys() - old.keys())]
-    try:
+    old, new = _files(committed), _files(fresh)
+    pairs = {name: (old[name], new[name]) for name in sorted(old.keys() & new.keys())}
+    found = [f"{name}: not in {fresh}" for name in sorted(old.keys() - new.keys())]
+    found += [f"{name}: not in {committed}" for name in sorted(new.keys() - old.keys())]
+    if not (pairs or found):
+        raise click.ClickException(f"no results in {committed} nor in {fresh}")
+    with _one_line():
         for name, (one, other) in pairs.items():
             found += [f"{name}: {text}" for text in differences(read(one), read(other))]
-    except (ValueError, OSError) as error:
-        raise click.ClickException(_one_line(error)) from error
     for text in found:
         click.echo(text)
     if found:
@@ -224,12 +210,14 @@ def compare(committed: Path, fresh: Path) -> None:
     click.echo(f"{len(pairs)} files of results agree within their tolerances")
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The results under a folder by their path in it without ending; of a run's folder, its own."""
-    if (folder / "manifest.json").exists():
-        folder = folder / "results"
-    found = sorted(folder.rglob("[0-9][0-9].json"))
-    return {str(p.relative_to(folder).with_suffix("")): p for p in found}
+def _files(place: Path) -> dict[str, Path]:
+    """A file of results, or those under a folder by their path in it; of a run's folder, its own."""
+    if not place.is_dir():
+        return {"results": place}
+    if (place / "manifest.json").exists():
+        place = place / "results"
+    found = sorted(place.rglob("[0-9][0-9].json"))
+    return {str(p.relative_to(place).with_suffix("")): p for p in found}
 
 
 @cli.group()
@@ -238,7 +226,7 @@ def data() -> None:
 
 
 @data.command("list")
-@click.option("--data-dir", type=PATH, help="Where data sets lie.")
+@DATA_DIR
 def list_data(data_dir: Path | None) -> None:
     """Each data set with its size, licence, use, place and state."""
     from infocam_utils.data import downloads
@@ -252,26 +240,21 @@ def list_data(data_dir: Path | None) -> None:
 @click.option("--url", help="Another place to fetch it from, also file://.")
 @click.option("--sha256", help="The checksum to expect of it.")
 @click.option("--into", help="Name of the folder to unpack into.")
-@click.option("--data-dir", type=PATH, help="Where data sets lie.")
+@DATA_DIR
 def get(name: str, url: str | None, sha256: str | None, into: str | None, data_dir: Path | None) -> None:
     """Fetch, verify and unpack the data set NAME."""
     from infocam_utils.data import downloads
     from infocam_utils.data.sets import SETS
 
     if name not in SETS:
-        near = difflib.get_close_matches(name, SETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETS)}"
-        raise Refused(f"unknown data set {name!r}; {hint}")
-    with click.progressbar(length=1, label=name, file=sys.stderr) as bar:
+        raise Refused(f"unknown data set {name!r}; there are {', '.join(SETS)}")
+    with _one_line(), click.progressbar(length=1, label=name, file=sys.stderr) as bar:
 
         def progress(done: int, total: int | None) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        try:
-            where = downloads.get(name, data_dir, url, sha256, progress, into)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(_one_line(error)) from error
+        where = downloads.get(name, data_dir, url, sha256, progress, into)
     click.echo(f"{name} is in {where}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -46,34 +45,33 @@ figcaption { font-size: .85rem }
 </head>
 <body>
 <h1>infocam run {{ run.name }}</h1>
-<p>Profile {{ profiles | join(", ") or "unknown" }}; {{ run.started }} to {{ run.finished or "now" }};
-{{ machine }}. <a href="manifest.json">manifest.json</a> holds versions, hardware, data and parameters.</p>
+<p>Profile {{ run.notebooks.values() | map(attribute="profile") | select | unique | join(", ") }};
+{{ run.started }} to {{ run.finished }};
+{{ [run.provenance.platform, run.provenance.cpu, run.provenance.gpu] | select | join(", ") }}.
+<a href="manifest.json">manifest.json</a> holds versions, hardware, data and parameters.</p>
 {% if run.command %}<p><code>{{ run.command }}</code></p>{% endif %}
-<ul>
-{% for note in notebooks %}<li>{{ note.name }}: <span class="{{ note.status }}">{{ note.status }}</span></li>
-{% endfor %}</ul>
-<h2>This run against the committed results</h2>
-{% for line in agreement %}<p>{{ line.text }}</p>
-{% if line.differences %}<ul>{% for text in line.differences %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
-{% else %}<p>There are no committed results of the name {{ run.name }} to compare with.</p>
-{% endfor %}
-{% if scorecard %}<h2>Scorecard</h2>
-{% if scorecard.error %}<p>{{ scorecard.error }}</p>{% else %}
-<table><thead><tr>{% for title in scorecard.titles %}<th>{{ title }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in scorecard.rows %}<tr>{% for cell in row %}<td data-title="{{ scorecard.titles[loop.index0] }}">
-{{- cell | rich | safe -}}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table>{% endif %}{% endif %}
 <h2>Notebooks</h2>
-<table><thead><tr><th>Notebook</th><th>Status</th><th>Time</th><th>Results</th></tr></thead><tbody>
-{% for note in notebooks %}<tr>
-<td>{% if note.page %}<a href="{{ note.page }}">{{ note.name }}</a>{% else %}{{ note.name }}{% endif %}</td>
+<table><thead><tr><th>Notebook</th><th>Status</th><th>Time</th><th>Files</th></tr></thead><tbody>
+{% for name, note in run.notebooks.items() %}<tr><td>{{ name }}</td>
 <td class="{{ note.status }}">{{ note.status }}</td>
 <td>{% if note.seconds is number %}{{ "%.0f" | format(note.seconds) }} s{% endif %}</td>
-<td>{% for file in note.results %}<a href="{{ file }}">{{ file }}</a> {% endfor %}{{ note.error }}
-{%- if note.previous %} What it made before is in previous/.{% endif %}</td></tr>
+<td>{% for file in note.files if "figures/" not in file %}<a href="{{ file }}">{{ file }}</a> {% endfor %}
+{{- note.error }}
+{%- if note.status != "done" %} What it made before, if anything, is in previous/.{% endif %}</td></tr>
 {% endfor %}</tbody></table>
-{% for number, group in figures %}{% if loop.first %}<h2>Figures</h2>
-{% endif %}<h3>{{ number }}</h3>
+<h2>This run against the committed results</h2>
+{% for text, differences in agreement %}<p>{{ text }}</p>
+{% if differences %}<ul>{% for text in differences %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
+{% else %}<p>There are no committed results of the name {{ run.name }} to compare with.</p>
+{% endfor %}
+{% if scorecard is string %}<p>The claims cannot be judged: {{ scorecard }}</p>
+{% elif scorecard %}<h2>Scorecard</h2>
+<table><thead><tr>{% for title in scorecard[0] %}<th>{{ title }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in scorecard %}<tr>
+{% for title, cell in row.items() %}<td data-title="{{ title }}">{{ cell | rich | safe }}</td>
+{% endfor %}</tr>
+{% endfor %}</tbody></table>{% endif %}
+{% for number, group in figures | groupby("number") %}<h2>Figures of {{ number }}</h2>
 {% for figure in group %}<figure>
 <a href="{{ figure.source }}"><img src="{{ figure.source }}" alt="{{ figure.alt }}"></a>
 <figcaption>{{ figure.alt }}</figcaption></figure>
@@ -130,68 +128,53 @@ def _rich(text: object) -> str:
     return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
 
 
-def agreement(output: Path, committed: Path) -> list[dict[str, Any]]:
+def agreement(output: Path, committed: Path) -> list[tuple[str, list[str]]]:
     """Of each result that is in both folders, one sentence and the differences beyond tolerance."""
-    from infocam_utils.reproduce.results import CHOICES, compare, over_seeds, read
+    from infocam_utils.reproduce.results import compare, read
 
-    lines: list[dict[str, Any]] = []
+    lines: list[tuple[str, list[str]]] = []
     for path in sorted((output / "results").glob("[0-9][0-9].json")):
-        if not (committed / path.name).exists():
-            continue
-        try:
-            old, new = read(committed / path.name), read(path)
-            differences = compare(old, new)
-            measured = (old.rows["unit"] != "s") & ~old.rows["metric"].isin(CHOICES)
-            count = len(over_seeds(old.rows[measured]))
-        except ValueError as error:
-            lines.append({"text": f"{path.stem}: cannot be compared", "differences": [str(error)]})
-            continue
-        text = f"{path.stem}: {count} of {count} numbers within tolerance"
-        if differences:
-            text = f"{path.stem}: differs from the {count} committed numbers in"
-        lines.append({"text": text, "differences": differences})
+        if (committed / path.name).exists():
+            try:
+                found = compare(read(committed / path.name), read(path))
+                text = "differs from the committed numbers in" if found else "every number within tolerance"
+            except ValueError as error:
+                text, found = "cannot be compared", [str(error)]
+            lines.append((f"{path.stem}: {text}", found))
     return lines
 
 
-def _scorecard(output: Path, name: str, repository: Path) -> dict[str, Any] | None:
+def _scorecard(output: Path, name: str, repository: Path) -> list[dict[Any, Any]] | str:
+    """The rows of the scorecard's table, or why there are none."""
     if not (repository / "claims.yml").exists():
-        return None
+        return []
     from infocam_utils.reproduce import claims
 
     try:
         table = claims.table(claims.scorecard(repository, output, name))
     except ValueError as error:
-        return {"error": f"The claims cannot be judged: {error}"}
-    return {"titles": list(table.columns), "rows": table.values.tolist()}
+        return str(error)
+    return table.to_dict("records")
 
 
 def write_index(output: Path, manifest: Mapping[str, Any], results: Path) -> Path:
-    """``index.html``: what was run, whether it agrees, the scorecard, the notebooks, the figures.
+    """``index.html``: what was run, whether it agrees, the scorecard, the figures.
 
     `results` is the folder of committed results; those of the run's name are compared with this run's, and
     in the scorecard this run's take their place.
     """
-    notebooks = []
-    for name, entry in manifest["notebooks"].items():
-        page = f"html/{name}.html"
-        files = [f"results/{p.name}" for p in sorted((output / "results").glob(f"{name[:2]}.*"))]
-        here = {"name": name, "page": page if (output / page).exists() else "", "results": files}
-        notebooks.append({"error": "", "seconds": None, "previous": None} | dict(entry) | here)
-    pictures = [
-        {"source": f"figures/{p.name}", "alt": figure_caption(p) or p.stem, "number": p.name[:2]}
-        for p in sorted((output / "figures").glob("*.png"))
-    ]
-    made_with = manifest["provenance"]
+    pictures = sorted((output / "figures").glob("*.png"))
+    alts = [figure_caption(picture) or picture.stem for picture in pictures]
     environment = Environment(autoescape=True)
     environment.filters["rich"] = _rich
     text = environment.from_string(_PAGE).render(
         run=manifest,
-        profiles=sorted({str(note.get("profile")) for note in notebooks if note.get("profile")}),
-        machine=", ".join(str(made_with[k]) for k in ("platform", "cpu", "gpu") if made_with.get(k)),
-        notebooks=notebooks,
         agreement=agreement(output, results / manifest["name"]),
         scorecard=_scorecard(output, manifest["name"], results.parent),
-        figures=[(k, list(group)) for k, group in itertools.groupby(pictures, lambda p: p["number"])],
+        figures=[
+            {"source": f"figures/{picture.name}", "alt": alt, "number": picture.name[:2]}
+            for picture, alt in zip(pictures, alts, strict=True)
+        ],
     )
     return atomic_write(output / "index.html", text + "\n")
 

@@ -70,6 +70,18 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     >>> tidy(pd.DataFrame({"value": [1.0], "unit": ["nats"], "metric": ["error"]})).columns.tolist()
     ['metric', 'unit', 'value']
     """
+    table = _typed(rows)
+    order = [*PROPERTIES[:-2], *_THAN, *PROPERTIES[-2:], *MEASURE]
+    given = set(map(str, table.columns))
+    strange, lacking = sorted(given - set(order)), sorted({"metric", "unit", "value"} - given)
+    if strange or lacking:
+        raise ValueError(f"results need the columns {lacking} and have no columns {strange}; known: {order}")
+    table = table[[c for c in order if c in table]].dropna(axis="columns", how="all").reset_index(drop=True)
+    _check(table)
+    return table
+
+
+def _typed(rows: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     made: dict[str, Any] = {}
@@ -83,14 +95,7 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
             made[name] = rows[name].astype("float64")
         else:
             made[name] = rows[name].astype("object").where(rows[name].notna(), None)
-    table = pd.DataFrame(made)
-    order = [*PROPERTIES[:-2], *_THAN, *PROPERTIES[-2:], *MEASURE]
-    strange, lacking = sorted(set(table) - set(order)), sorted({"metric", "unit", "value"} - set(table))
-    if strange or lacking:
-        raise ValueError(f"results need the columns {lacking} and have no columns {strange}; known: {order}")
-    table = table[[c for c in order if c in table]].dropna(axis="columns", how="all").reset_index(drop=True)
-    _check(table)
-    return table
+    return pd.DataFrame(made)
 
 
 def _check(table: pd.DataFrame) -> None:
@@ -131,7 +136,7 @@ def keys(rows: pd.DataFrame) -> list[str]:
 
 
 def select(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:
-    """The rows whose columns have the given values; a list takes any of them, None means not applicable.
+    """The rows whose columns have the given values; None means not applicable, a list takes any.
 
     >>> import pandas as pd
     >>> rows = pd.DataFrame({"method": ["cam", "infocam"], "against": [None, "others"], "value": [1.0, 2.0]})
@@ -143,10 +148,9 @@ def select(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:
     chosen = pd.Series(True, index=rows.index)
     for name, wanted in columns.items():
         column = rows[name] if name in rows else pd.Series(None, index=rows.index, dtype="object")
-        if wanted is None:
-            chosen &= column.isna()
-        else:
-            chosen &= column.isin(wanted if isinstance(wanted, list) else [wanted]).fillna(False).astype(bool)
+        any_of = wanted if isinstance(wanted, list) else [wanted]
+        fits = column.isin([one for one in any_of if one is not None]).fillna(False).astype(bool)
+        chosen &= fits | (column.isna() if None in any_of else False)
     return rows[chosen]
 
 
@@ -203,7 +207,7 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
         made.append(one | {"interval": "t over seeds" if len(group) > 1 else "none"})
     whole = rows[rows["seed"].isna()].assign(seeds=0)
     summary = pd.concat([pd.DataFrame(made), whole], ignore_index=True) if made else whole
-    return summary.drop(columns="seed").astype({"seeds": int})
+    return _typed(summary.drop(columns="seed")).astype({"seeds": int})
 
 
 def difference(rows: pd.DataFrame, first: Mapping[str, Any], second: Mapping[str, Any]) -> pd.DataFrame:
@@ -337,7 +341,10 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     """
     import pandas as pd
 
-    about = {"notebook": (committed.notebook, fresh.notebook), "profile": (committed.profile, fresh.profile)}
+    about: dict[str, tuple[Any, Any]] = {
+        "notebook": (committed.notebook, fresh.notebook),
+        "profile": (committed.profile, fresh.profile),
+    }
     for name in sorted({*committed.parameters, *fresh.parameters}):
         about[f"parameter {name}"] = (committed.parameters.get(name), fresh.parameters.get(name))
     found = [f"{k}: committed {then!r}, now {now!r}" for k, (then, now) in about.items() if then != now]

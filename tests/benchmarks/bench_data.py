@@ -45,9 +45,7 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=256, help="how many images")
     parser.add_argument("--size", type=int, default=256, help="side they are squashed to, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
@@ -65,42 +63,32 @@ def main() -> None:
         number = torch.arange(options.count)
         images = ImageSet(pixels, torch.zeros_like(number), None, 1, ["photograph"], number, key)
 
-        def from_store() -> Iterator[Tensor]:
+        def batches(way: str) -> Iterator[Tensor]:
             for batch in number.split(BATCH):
-                yield prepare(images.pixels(batch), geometry)
+                if way == "store":
+                    yield prepare(images.pixels(batch), geometry)
+                else:
+                    fresh = np.stack([decode(paths[i], options.size)[0] for i in batch])
+                    yield prepare(torch.from_numpy(fresh), geometry)
 
-        def from_files() -> Iterator[Tensor]:
-            for batch in number.split(BATCH):
-                fresh = np.stack([decode(paths[i], options.size)[0] for i in batch])
-                yield prepare(torch.from_numpy(fresh), geometry)
-
-        assert all(torch.equal(a, b) for a, b in zip(from_store(), from_files(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batches("store"), batches("files"), strict=True))
         seconds: dict[str, list[float]] = {"store": [], "files": []}
-        for _ in range(options.rounds):  # in turns, so that a busy machine slows both alike
-            for way, epoch in (("store", from_store), ("files", from_files)):
-                start = time.process_time()
-                for _batch in epoch():
-                    pass
-                seconds[way].append(time.process_time() - start)
+        for way in ["store", "files"] * options.rounds:  # in turns: a busy machine slows both alike
+            start = time.process_time()
+            for _batch in batches(way):
+                pass
+            seconds[way].append(time.process_time() - start)
 
     store, files = (statistics.median(seconds[way]) for way in ("store", "files"))
-    machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
     print(f"{options.count} JPEG files of 500 x 375 pixels, squashed to {options.size}, ", end="")
-    print(f"cropped to {geometry.crop}; {machine}\n")
+    print(f"cropped to {geometry.crop}; {platform.machine()}, 1 thread, torch {torch.__version__}\n")
     print("| batches from | seconds per epoch | images/s | gain |\n|---|---:|---:|---:|")
     print(f"| files, decoded in every epoch | {files:.2f} | {options.count / files:.0f} | 1.0 |")
     print(f"| store, decoded once | {store:.2f} | {options.count / store:.0f} | {files / store:.1f} |")
     won_back = building / (files - store)
     print(f"\nFilling the store took {building:.2f} s, won back after {won_back:.1f} epochs.")
     if options.output is not None:
-        record = {
-            "count": options.count,
-            "size": options.size,
-            "machine": machine,
-            "seconds": seconds,
-            "building_seconds": building,
-            "gain": files / store,
-        }
+        record = {"seconds": seconds, "building_seconds": building, "gain": files / store}
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

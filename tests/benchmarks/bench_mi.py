@@ -9,54 +9,31 @@ that their draw, which is common to all, does not count.
 The critics draw the product of marginals by shuffling labels, as they are usually written; "exact" sums it
 over the classes. InfoNCE is PC-softmax under the batch's own class shares, so it differs from it by little.
 
-    python tests/benchmarks/bench_mi.py --output mi.json
+    python tests/benchmarks/bench_mi.py --output mi.csv
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from pathlib import Path
 
+import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from infocam_utils.estimators import critic_terms
-from infocam_utils.experiments.mixtures import Curve, fit_mlps, held_out, reader, training_sets
+from infocam_utils.experiments.mixtures import CRITICS, Curve, Estimator, held_out, paper_mixtures, train
 from infocam_utils.gaussians import GaussianMixture
-from infocam_utils.information import PCSoftmaxLoss
 
-METHODS = ("softmax", "pc", "mine shuffle", "mine exact", "nwj shuffle", "nwj exact", "infonce exact")
+ESTIMATORS = (Estimator("softmax"), Estimator("pc"), *CRITICS, Estimator("nwj", "exact"))
 BOUNDS = (0.05, 0.01)  # nats
 
 
-Trace = list[tuple[float, list[float]]]
-
-
-def follow(mixture: GaussianMixture, method: str, seeds: list[int], steps: int) -> Trace:
-    """Seconds of training and error of each seed, in nats, after every few steps."""
-    name, _, marginal = method.partition(" ")
-    x, y = training_sets(mixture, seeds)
-    tests = [held_out(mixture, seed, y.shape[1] // 5) for seed in seeds]
-    curve = Curve(mixture, reader(mixture, name, marginal or None), tests)
-
-    def critic_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        return -critic_terms(outputs, labels, name, marginal).mean()
-
-    loss = {"softmax": cross_entropy, "pc": PCSoftmaxLoss(mixture.prior)}.get(name, critic_loss)
-    fit_mlps(x, y, mixture.num_classes, loss, seeds=seeds, steps=steps, on_step=curve)
-    return list(zip(curve.seconds, curve.errors, strict=True))
-
-
-def arrival(trace: Trace, bound: float) -> float | None:
-    """Seconds after which the error stays within the bound; None if it never does."""
-    arrived = None
-    for seconds, errors in trace:
-        inside = sum(e * e for e in errors) / len(errors) <= bound * bound
-        arrived = (seconds if arrived is None else arrived) if inside else None
-    return arrived
+def follow(mixture: GaussianMixture, estimator: Estimator, seeds: range, steps: int) -> pd.DataFrame:
+    """The error of each seed, in nats, and the seconds of training of one, after every few steps."""
+    pairs = int(mixture.train_counts.sum()) // 5
+    curve = Curve(mixture, estimator, {seed: held_out(mixture, seed, pairs) for seed in seeds})
+    train(mixture, estimator, seeds=seeds, steps=steps, on_step=curve)
+    return pd.DataFrame(curve.rows)
 
 
 def main() -> None:
@@ -66,31 +43,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[1, 2, 5, 10])
-    parser.add_argument("--output", type=Path, help="write the traces as JSON")
+    parser.add_argument("--output", type=Path, help="write the curves as CSV")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = list(range(options.seeds))
+    seeds, curves = range(options.seeds), []
     machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
     print(f"{options.steps} steps, {options.seeds} seeds side by side, seconds per seed; {machine}\n")
     print("| mixture | estimator | s to 0.05 nats | s to 0.01 nats | error at the end, rms nats |")
     print("|---|---|---:|---:|---:|")
-    follow(GaussianMixture(1), "pc", [0], Curve.EVERY)  # the first steps of a process are slow
-    traces = {}
-    for dimension in options.dimensions:
-        for balanced in (True, False):
-            mixture = GaussianMixture(dimension, balanced=balanced)
-            for method in METHODS:
-                trace = follow(mixture, method, seeds, options.steps)
-                title = f"{dimension}-D {'balanced' if balanced else 'imbalanced'}"
-                traces[f"{title}, {method}"] = trace
-                times = [arrival(trace, bound) for bound in BOUNDS]
-                cells = ["not reached" if t is None else f"{t / len(seeds):.2f}" for t in times]
-                last = trace[-1][1]
-                error = (sum(e * e for e in last) / len(last)) ** 0.5
-                print(f"| {title} | {method} | {' | '.join(cells)} | {error:.4f} |", flush=True)
+    follow(GaussianMixture(1), ESTIMATORS[0], range(1), Curve.EVERY)  # a process is slow at first
+    for (shares, d), mixture in paper_mixtures(options.dimensions).items():
+        for estimator in ESTIMATORS:
+            curve = follow(mixture, estimator, seeds, options.steps)
+            curves.append(curve.assign(shares=shares, dimension=d, **estimator._asdict()))
+            by_step = curve.assign(square=curve["error"] ** 2).groupby("step")[["square", "seconds"]].mean()
+            rms, seconds = by_step["square"] ** 0.5, by_step["seconds"]
+            stays = [(rms <= bound)[::-1].cummin()[::-1] for bound in BOUNDS]
+            cells = [f"{seconds[inside].min():.2f}" if inside.any() else "not reached" for inside in stays]
+            name = " ".join(filter(None, estimator))
+            print(f"| {d}-D {shares} | {name} | {' | '.join(cells)} | {rms.iloc[-1]:.4f} |", flush=True)
     if options.output is not None:
-        record = {"machine": machine, "seeds": seeds, "steps": options.steps, "traces": traces}
-        options.output.write_text(json.dumps(record) + "\n")
+        pd.concat(curves).to_csv(options.output, index=False)
 
 
 if __name__ == "__main__":

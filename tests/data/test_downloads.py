@@ -61,9 +61,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
                 return
             self.send_response(place.code)
             if place.length is not None:
-                self.send_header(
-                    "Content-Length", str(len(body)) if place.length == "right" else place.length
-                )
+                self.send_header("Content-Length", place.length.replace("right", str(len(body))))
             self.end_headers()
             if place.cut is not None and place.asked <= place.cuts:
                 self.wfile.write(body[: place.cut])
@@ -114,11 +112,10 @@ def state(data: Path, name: str) -> str:
 def test_a_whole_run_with_the_cub_layout(
     site: Site, cub: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, seen = tmp_path / "data", []
-    checksum = sha256(site.files["/CUB_200_2011.tgz"])
-    folder = get("cub200", data, cub, checksum.upper(), lambda done, total: seen.append((done, total)))
+    data, seen, content = tmp_path / "data", [], site.files["/CUB_200_2011.tgz"]
+    size, checksum = len(content), sha256(content)
+    folder = get("cub200", data, cub, checksum.upper(), lambda *step: seen.append(step))
     assert folder == data / "cub200"
-    size = len(site.files["/CUB_200_2011.tgz"])
     assert seen[-1] == (size, size)
     assert max(done for done, _ in seen) == size
     assert len(CUB(folder)) == 4
@@ -130,7 +127,7 @@ def test_a_whole_run_with_the_cub_layout(
         "url": cub,
         "bytes": size,
         "sha256": checksum,
-        "md5": hashlib.md5(site.files["/CUB_200_2011.tgz"]).hexdigest(),
+        "md5": hashlib.md5(content).hexdigest(),
         "checked against": f"sha256 {checksum}",
     }
     assert not [name for name in left(data) if name.startswith(".downloads")]
@@ -149,9 +146,8 @@ def test_a_whole_run_with_the_tiny_imagenet_layout(site: Site, tmp_path: Path) -
     assert (row["title"], row["size"]) == ("Tiny-ImageNet", "0 MB")
 
 
-@pytest.mark.parametrize("length", ["right", None])
-def test_a_download_that_stops_is_tried_again(site: Site, cub: str, tmp_path: Path, length: str) -> None:
-    site.cut, site.cuts, site.length = 1000, 2, "right"
+def test_a_download_that_stops_is_tried_again(site: Site, cub: str, tmp_path: Path) -> None:
+    site.cut, site.cuts = 1000, 2
     assert len(CUB(get("cub200", tmp_path / "data", cub, into="small"))) == 4
     assert site.asked == 3
 
@@ -159,14 +155,15 @@ def test_a_download_that_stops_is_tried_again(site: Site, cub: str, tmp_path: Pa
 def test_after_any_failure_the_next_good_attempt_succeeds(site: Site, cub: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     site.cut = 1000
-    with pytest.raises(ConnectionError, match=r"cannot be fetched \(.*\), tried 3 times; .*--url"):
+    with pytest.raises(ConnectionError, match=r"cannot be fetched \(.*\); .*--url"):
         get("cub200", data, cub, into="small")
+    assert site.asked == 3
     assert left(data) == []
     site.cut, site.length = None, "abc"
     with pytest.raises(ConnectionError, match="cannot be fetched"):
         get("cub200", data, cub, into="small")
     site.length, site.code = "right", 503
-    with pytest.raises(ConnectionError, match=r"cannot be fetched \(503 Server Error.*tried 3 times"):
+    with pytest.raises(ConnectionError, match=r"cannot be fetched \(503 Server Error"):
         get("cub200", data, cub, into="small")
     site.code = 200
 
@@ -183,8 +180,8 @@ def test_after_any_failure_the_next_good_attempt_succeeds(site: Site, cub: str, 
 
 def test_what_a_killed_process_left_is_swept_up(site: Site, cub: str, tmp_path: Path) -> None:
     workshop = tmp_path / "data" / ".downloads" / "small"
-    (workshop / "unpacked" / "CUB_200_2011").mkdir(parents=True)
-    (workshop / "tmp1234").write_bytes(b"half")
+    (workshop / "draft" / "unpacked" / "CUB_200_2011").mkdir(parents=True)
+    (workshop / "draft" / "tmp1234").write_bytes(b"half")
     get("cub200", tmp_path / "data", cub, into="small")
     assert not workshop.exists()
 
@@ -194,7 +191,7 @@ def test_a_server_that_falls_silent(
 ) -> None:
     monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
     site.cut, site.hang = 1000, 1.0
-    with pytest.raises(ConnectionError, match=r"\(.*timed out.*\), tried 3 times"):
+    with pytest.raises(ConnectionError, match=r"\(.*timed out.*\)"):
         get("cub200", tmp_path / "data", cub, into="small")
 
 
@@ -246,7 +243,7 @@ def test_the_first_download_sets_the_checksum_for_the_next(site: Site, cub: str,
     data = tmp_path / "data"
     shutil.rmtree(get("cub200", data, cub, into="small"))
     site.files["/CUB_200_2011.tgz"] = packed(write_cub(tmp_path / "other", boxes=False), "gztar")
-    with pytest.raises(ValueError, match="not the archive that is meant"):
+    with pytest.raises(ValueError, match=r"has sha256 .*: another archive, or damaged"):
         get("cub200", data, cub, into="small")
 
 
@@ -260,7 +257,7 @@ def test_a_damaged_archive_leaves_nothing(site: Site, tmp_path: Path, kind: str,
         "a web page": b"<html>please log in</html>",
         "flipped": content[:middle] + bytes(99) + content[middle + 99 :],
     }[damage]
-    with pytest.raises(ValueError, match="truncated, damaged, encrypted or no archive"):
+    with pytest.raises(ValueError, match=r"/a cannot be unpacked \(.*\)\. Nothing of it was kept; try again"):
         get("cub200", tmp_path / "data", site.address + "/a", into="small")
     assert left(tmp_path / "data") == []
 
@@ -319,17 +316,11 @@ def test_a_strange_archive_is_one_clear_error_and_the_next_try_starts_anew(
     site: Site, cub: str, tmp_path: Path, kind: str
 ) -> None:
     site.files["/a"] = STRANGE[kind]()
-    with pytest.raises(ValueError, match=r"the archive .*It was removed; get it from its owners"):
+    with pytest.raises(ValueError, match=r"/a cannot be unpacked \(.*\)\. Nothing of it was kept"):
         get("cub200", tmp_path / "data", site.address + "/a", into="small")
     assert left(tmp_path / "data") == []
     site.files["/a"] = site.files["/CUB_200_2011.tgz"]
     assert len(CUB(get("cub200", tmp_path / "data", site.address + "/a", into="small"))) == 4
-
-
-def test_an_impossible_date_in_a_zip_file_does_not_matter(site: Site, tmp_path: Path) -> None:
-    site.files["/a"] = _patched(_zip("good/file"), 12, 14, 0)  # day 0 of month 0
-    folder = get("cub200", tmp_path / "data", site.address + "/a", into="small")
-    assert (folder / "good" / "file").read_text() == "x"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +334,7 @@ def test_an_impossible_date_in_a_zip_file_does_not_matter(site: Site, tmp_path: 
 )
 def test_an_archive_that_escapes_is_refused(site: Site, tmp_path: Path, content: bytes) -> None:
     site.files["/a"] = content
-    with pytest.raises(ValueError, match="would write outside its folder"):
+    with pytest.raises(ValueError, match=r"would write outside its folder|AbsoluteLink|LinkOutside"):
         get("cub200", tmp_path / "data", site.address + "/a", into="small")
     assert left(tmp_path) == []
 
@@ -353,14 +344,10 @@ def test_a_bomb_is_refused_before_it_is_written(
     site: Site, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zeros = bytes(110_000_000)
-    site.files["/a"] = (
-        bytes(_zip("zeros", content=zeros))
-        if kind == "zip"
-        else _tar(tarfile.TarInfo("zeros"), content=zeros)
-    )
-    for name in ("extractall", "extract", "_extract_member"):
-        monkeypatch.setattr(zipfile.ZipFile, name, None)
-        monkeypatch.setattr(tarfile.TarFile, name, None)
+    bomb = _zip("zeros", content=zeros) if kind == "zip" else _tar(tarfile.TarInfo("zeros"), content=zeros)
+    site.files["/a"] = bytes(bomb)
+    for packed_file in (zipfile.ZipFile, tarfile.TarFile):
+        monkeypatch.setattr(packed_file, "extractall", None)
     assert len(site.files["/a"]) < 200_000
     with pytest.raises(ValueError, match=r"holds more than can be right: over 10\d MB or 1000000 files"):
         get("cub200", tmp_path / "data", site.address + "/a", into="small")
@@ -399,7 +386,7 @@ def test_no_space_is_said_up_front(
 
 
 def test_404_and_an_address_without_a_server(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError, match=r"answers 404 Not Found; try later, or .* --url"):
+    with pytest.raises(ConnectionError, match=r"answers 404 Not Found\); .* --url"):
         get("cub200", tmp_path / "data", site.address + "/nothing.tgz", into="small")
     assert site.asked == 1
     with pytest.raises(ConnectionError, match="cannot be fetched"):
@@ -430,17 +417,10 @@ def test_a_folder_put_there_by_hand_is_left_alone(site: Site, cub: str, tmp_path
         get("cub200", data, cub, "0" * 64, into="small")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"a": 1}',
-        "{}",
-        "null",
-        '{"name": "cub200"}',
-        '{"name": ["cub200"], "url": "", "bytes": 1}',
-        "[" * 10**5,
-    ],
-)
+STRAY = ["{}", "null", '{"name": "cub200"}', '{"name": ["cub200"], "url": "", "bytes": 1}', "[" * 10**5]
+
+
+@pytest.mark.parametrize("content", STRAY)
 def test_a_stray_file_in_the_data_folder_breaks_nothing(
     site: Site, cub: str, tmp_path: Path, content: str
 ) -> None:
@@ -462,15 +442,15 @@ def test_a_stray_file_in_the_data_folder_breaks_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cub20",), "unknown data set 'cub20'; did you mean 'cub200'?"),
-        (("nonsense",), "unknown data set 'nonsense' Known: digits, minibirds, mnist, cub200, tiny-imagenet"),
-        (("digits",), "digits needs no download"),
+        (("cub20",), "'cub20' cannot be downloaded; can be: mnist, cub200, tiny-imagenet"),
+        (("digits",), "'digits' cannot be downloaded"),
         (("cub200", None, "ftp://example.org/x"), "url must begin with"),
         (("cub200", None, None, "abc"), "sha256 must be 64 hexadecimal digits, got 'abc'"),
         (("mnist", None, None, "0" * 64), "mnist is several files, each checked by torchvision's MD5"),
-        (("cub200", None, None, None, None, "../x"), "into must be a plain folder name"),
-        (("cub200", None, None, None, None, "mnist"), "into must be a plain folder name"),
-        (("cub200", None, None, None, None, "cache"), "into must be a plain folder name"),
+        *(
+            (("cub200", None, None, None, None, into), "into must be a plain folder name")
+            for into in ("../x", "mnist", "cache", ".downloads")
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_happens(
@@ -525,7 +505,7 @@ def test_mnist_lies_where_torchvision_looks(
     assert load_images("mnist", "train", data).images.shape == (3, 3, 28, 28)
     shutil.rmtree(data)
     site.files[f"/m/{resources[2][0]}"] = b"damaged"
-    with pytest.raises(ValueError, match=r"/m/: a file is not the official one by its MD5"):
+    with pytest.raises(ValueError, match=r"/m/ has a file that is not the official one by its MD5"):
         get("mnist", data, site.address + "/m/")
     with pytest.raises(FileNotFoundError, match="infocam data get mnist"):
         load_images("mnist", "test", data)
@@ -534,33 +514,20 @@ def test_mnist_lies_where_torchvision_looks(
 
 
 ARCHIVES = [
-    (
-        "cub200",
-        "CUB_200_2011-40-classes-photos.tgz",
-        CUB,
-        {"train": 1200, "test": 1108},
-        "99b27a8c8a3e5e447fa14176d0b0e43677bd0e5d803c965b83bf5b75c3cc305e",
-    ),
-    (
-        "tiny-imagenet",
-        "tiny-imagenet-200-20-classes.zip",
-        TinyImageNet,
-        {"train": 10_000, "val": 1_000},
-        "f097c5cf1a277cd0c38603c13660bbf15c0918665ad7fe025d119c8ac8717a08",
-    ),
+    ("cub200", "CUB_200_2011-40-classes-photos.tgz", CUB, {"train": 1200, "test": 1108}),
+    ("tiny-imagenet", "tiny-imagenet-200-20-classes.zip", TinyImageNet, {"train": 10_000, "val": 1_000}),
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "reader", "counts", "checksum"), ARCHIVES)
+@pytest.mark.parametrize(("name", "file", "reader", "counts"), ARCHIVES)
 def test_the_real_archives(
-    site: Site, tmp_path: Path, name: str, file: str, reader: type, counts: dict[str, int], checksum: str
+    site: Site, tmp_path: Path, name: str, file: str, reader: type, counts: dict[str, int]
 ) -> None:
     archive = Path(os.environ.get("INFOCAM_DATA", "nowhere")) / file
     if not archive.is_file():
         pytest.skip(f"INFOCAM_DATA names no folder that holds {file}")
     content = archive.read_bytes()
     site.files[f"/{file}"], site.cut, site.cuts = content, len(content) // 2, 1
-    folder = get(name, tmp_path, f"{site.address}/{file}", checksum, into="part")
+    folder = get(name, tmp_path, f"{site.address}/{file}", into="part")
     assert site.asked == 2
-    for split, count in counts.items():
-        assert len(reader(folder, split, need_boxes=True)) == count
+    assert {split: len(reader(folder, split, need_boxes=True)) for split in counts} == counts

@@ -14,29 +14,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from infocam_utils.data import images
-from infocam_utils.data.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Geometry,
-    ImageSet,
-    decode,
-    decoded,
-    prepare,
-)
+from infocam_utils.data.images import Geometry, ImageSet, decode, decoded, prepare
 from infocam_utils.data.store import Store
 
 
-def image_set(n: int = 4, **changes: object) -> ImageSet:
-    pixels = np.arange(n * 3 * 8 * 8, dtype=np.int64).astype(np.uint8).reshape(n, 3, 8, 8)
-    given = {
-        "images": pixels,
-        "labels": torch.arange(n) % 2,
-        "boxes": torch.rand(n, 4),
-        "num_classes": 2,
-        "class_names": ["a", "b"],
-        "ids": torch.arange(n) + 10,
-        "key": "k",
-    }
+def image_set(**changes: object) -> ImageSet:
+    pixels = np.arange(4 * 3 * 8 * 8).astype(np.uint8).reshape(4, 3, 8, 8)
+    given = {"images": pixels, "labels": torch.arange(4) % 2, "ids": torch.arange(4) + 10, "key": "k"}
+    given |= {"boxes": torch.rand(4, 4), "num_classes": 2, "class_names": ["a", "b"]}
     return ImageSet(**(given | changes))
 
 
@@ -45,10 +30,10 @@ def image_set(n: int = 4, **changes: object) -> ImageSet:
     [
         ({"images": np.zeros((4, 3, 8, 8), np.float32)}, "uint8"),
         ({"images": np.zeros((4, 3, 8, 9), np.uint8)}, "uint8 .N, 3, S, S"),
-        ({"labels": torch.tensor([0, 1])}, "4 images need as many labels.*2 labels"),
-        ({"boxes": torch.zeros(3, 4)}, "3 boxes"),
+        ({"labels": torch.tensor([0, 1])}, r"equally many, got \[4, 2, 4, 4\]"),
+        ({"boxes": torch.zeros(3, 4)}, r"equally many, got \[4, 4, 4, 3\]"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, r"labels must lie in 0..1, got 0..2"),
-        ({"class_names": ["a"]}, "num_classes is 2, but there are 1 class names"),
+        ({"class_names": ["a"]}, r"must agree, got \[2, 1, 2\]"),
     ],
 )
 def test_an_image_set_refuses_what_does_not_fit(changes: dict, message: str) -> None:
@@ -65,15 +50,13 @@ def test_subset_keeps_order_and_changes_the_key() -> None:
     assert len({whole.key, part.key, whole.subset([0, 3]).key}) == 3
     assert torch.equal(whole.pixels([3, 0]), torch.from_numpy(whole.images[[3, 0]]))
     assert len(whole.subset([])) == 0
-    with pytest.raises(ValueError, match=r"indices must lie in 0..3, got 0..4"):
+    with pytest.raises(IndexError, match="index 4 is out of bounds"):
         whole.subset([0, 4])
-    with pytest.raises(ValueError, match="one-dimensional"):
-        whole.subset(torch.zeros(1, 1, dtype=torch.int64))
 
 
-def test_pixels_of_a_read_only_memory_map_can_be_written(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", image_set().images)
-    mapped = image_set(images=np.load(tmp_path / "x.npy", mmap_mode="r"))
+def test_pixels_of_a_read_only_memory_map_can_be_written() -> None:
+    mapped = image_set()
+    mapped.images.flags.writeable = False
     mapped.pixels(slice(0, 2)).add_(1)
     assert np.array_equal(mapped.images, image_set().images)
 
@@ -105,14 +88,9 @@ def test_pixels_move_as_boxes_do() -> None:
 
 def test_prepare_equals_the_torchvision_pipeline() -> None:
     batch = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
-    theirs = v2.Compose(
-        [
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Resize((30, 30), antialias=True),
-            v2.CenterCrop(24),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )(batch)
+    theirs = v2.functional.to_dtype(batch, torch.float32, scale=True)
+    theirs = v2.Compose([v2.Resize((30, 30), antialias=True), v2.CenterCrop(24)])(theirs)
+    theirs = v2.functional.normalize(theirs, images.IMAGENET_MEAN, images.IMAGENET_STD)
     torch.testing.assert_close(prepare(batch, Geometry(30, 24)), theirs, atol=1e-4, rtol=0)
 
 
@@ -120,18 +98,15 @@ def _coordinates(count: int, side: int) -> torch.Tensor:
     """Images whose first channel is the row and whose second is the column."""
     grid = torch.arange(side, dtype=torch.uint8)
     rows, columns = torch.meshgrid(grid, grid, indexing="ij")
-    picture = torch.stack([rows, columns, columns])
-    return picture.expand(count, 3, side, side)
+    return torch.stack([rows, columns, columns]).expand(count, 3, side, side)
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_training_takes_a_random_crop_and_mirrors_half(flip: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     out = prepare(_coordinates(400, 12), Geometry(None, 8, flip), train=True, generator=generator)
-    out = (
-        out * (torch.tensor(IMAGENET_STD) * 255)[:, None, None]
-        + (torch.tensor(IMAGENET_MEAN) * 255)[:, None, None]
-    )
+    mean, std = (torch.tensor(c)[:, None, None] * 255 for c in (images.IMAGENET_MEAN, images.IMAGENET_STD))
+    out = out * std + mean
     rows, columns = out[:, 0].round().long(), out[:, 1].round().long()
     step = columns[:, 0, 1] - columns[:, 0, 0]
     assert set(step.tolist()) == ({1, -1} if flip else {1})
@@ -154,11 +129,11 @@ def test_the_same_generator_gives_the_same_crops() -> None:
 
 
 def test_geometry_and_prepare_refuse_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"resize must be a positive .* got 0"):
+    with pytest.raises(ValueError, match=r"must be positive .* got Geometry\(resize=0, "):
         Geometry(resize=0)
-    with pytest.raises(ValueError, match="crop 10 > resize 9"):
-        Geometry(9, 10)
-    with pytest.raises(ValueError, match="crop of 10 pixels does not fit into images of 8"):
+    with pytest.raises(ValueError, match="crop of 10 pixels does not fit into 9"):
+        Geometry(9, 10).sizes(64)
+    with pytest.raises(ValueError, match="crop of 10 pixels does not fit into 8"):
         prepare(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), Geometry(crop=10))
     for wrong in (
         torch.zeros(1, 3, 8, 8),
@@ -184,30 +159,22 @@ def test_every_mode_of_8_bits_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_grey_palette_and_opaque_pixels_keep_their_values(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    grey = colours[..., 0]
-    opaque = np.dstack([colours, np.full((8, 8), 255, np.uint8)])
+    grey, opaque = colours[..., 0], np.dstack([colours, np.full((8, 8), 255, np.uint8)])
     palette = Image.fromarray(grey).convert("P", palette=Image.Palette.ADAPTIVE)
-    for number, (image, expected) in enumerate(
-        (
-            (Image.fromarray(grey), np.dstack([grey] * 3)),
-            (Image.fromarray(opaque), colours),
-            (palette, np.asarray(palette.convert("RGB"))),
-        )
+    for image, expected in (
+        (Image.fromarray(grey), np.dstack([grey] * 3)),
+        (Image.fromarray(opaque), colours),
+        (palette, np.asarray(palette.convert("RGB"))),
     ):
-        image.save(tmp_path / f"{number}.png")
-        np.testing.assert_array_equal(decode(tmp_path / f"{number}.png")[0], expected.transpose(2, 0, 1))
-
-
-def _half_transparent(mode: str) -> Image.Image:
-    """Black on the left, opaque; black on the right, of a transparency that hides it."""
-    image = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (2, 0, 4, 2))
-    return image.convert(mode)
+        image.save(tmp_path / "x.png")
+        np.testing.assert_array_equal(decode(tmp_path / "x.png")[0], expected.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(("mode", "file"), [("RGBA", "x.png"), ("LA", "x.png"), ("RGBA", "x.tif")])
 def test_transparent_pixels_show_white_and_not_what_they_hide(tmp_path: Path, mode: str, file: str) -> None:
-    _half_transparent(mode).save(tmp_path / file)
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (2, 0, 4, 2))  # black as well
+    image.convert(mode).save(tmp_path / file)
     assert decode(tmp_path / file)[0][:, 0].tolist() == [[0, 0, 255, 255]] * 3
 
 
@@ -222,16 +189,13 @@ def test_a_transparent_palette_entry_shows_white_and_half_transparency_is_mixed(
 
 
 @pytest.mark.parametrize(
-    ("values", "file"),
-    [
-        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "x.png"),
-        (np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16), "x.tif"),
-        (np.linspace(0, 2**31 - 1, 64).reshape(8, 8).astype(np.int32), "x.tif"),
-        (np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32), "x.tif"),
-    ],
+    ("largest", "kind", "file"),
+    [(65535, "u2", "x.png"), (65535, "u2", "x.tif"), (2**31 - 1, "i4", "x.tif"), (1, "f4", "x.tif")],
 )
-def test_more_than_8_bits_are_refused_and_not_clipped(tmp_path: Path, values: np.ndarray, file: str) -> None:
-    Image.fromarray(values).save(tmp_path / file)
+def test_more_than_8_bits_are_refused_and_not_clipped(
+    tmp_path: Path, largest: int, kind: str, file: str
+) -> None:
+    Image.fromarray(np.linspace(0, largest, 64).reshape(8, 8).astype(kind)).save(tmp_path / file)
     with pytest.raises(ValueError, match=rf"{file} has more than 8 bits a channel .*scale them to 0\.\.255"):
         decode(tmp_path / file, 4)
 
@@ -287,19 +251,14 @@ def _bitmap(path: Path, value: int) -> Path:
     return path
 
 
-def test_folders_of_equal_names_lengths_and_times_do_not_share_an_entry(tmp_path: Path, store: Store) -> None:
+def test_files_of_equal_names_lengths_and_times_do_not_share_an_entry(tmp_path: Path, store: Store) -> None:
     dark, bright = ([_bitmap(tmp_path / root / "in" / "a.bmp", v)] for root, v in (("x", 10), ("y", 200)))
-    assert dark[0].stat().st_size == bright[0].stat().st_size
     first, second = decoded(dark, 8, store), decoded(bright, 8, store)
     assert (first[0].mean(), second[0].mean()) == (10, 200)
     assert first[2] != second[2]
-
-
-def test_a_file_edited_at_equal_length_and_time_is_decoded_again(tmp_path: Path, store: Store) -> None:
-    before = decoded([_bitmap(tmp_path / "a.bmp", 10)], 8, store)
-    after = decoded([_bitmap(tmp_path / "a.bmp", 11)], 8, store)
-    assert (before[0].mean(), after[0].mean()) == (10, 11)
-    assert before[2] != after[2]
+    edited = decoded([_bitmap(dark[0], 11)], 8, store)
+    assert edited[0].mean() == 11
+    assert edited[2] != first[2]
 
 
 def test_other_code_decodes_again_under_the_same_key(
@@ -316,14 +275,12 @@ def test_other_code_decodes_again_under_the_same_key(
 @pytest.mark.parametrize("damage", ["truncated", "empty", "not a jpeg", "missing", "a folder"])
 def test_a_bad_file_is_named_and_leaves_nothing(files: list[Path], store: Store, damage: str) -> None:
     bad = files[3]
-    if damage == "truncated":
-        bad.write_bytes(bad.read_bytes()[:700])
-    elif damage in ("missing", "a folder"):
-        bad.unlink()
-        if damage == "a folder":
-            bad.mkdir()
-    else:
-        bad.write_bytes(b"" if damage == "empty" else b"<html>404</html>")
+    content = {"truncated": bad.read_bytes()[:700], "empty": b"", "not a jpeg": b"<html>404</html>"}
+    bad.unlink()
+    if damage == "a folder":
+        bad.mkdir()
+    elif damage != "missing":
+        bad.write_bytes(content[damage])
     with pytest.raises((ValueError, FileNotFoundError), match=r"3\.jpg .*unpack"):
         decoded(files, 16, store)
     assert not [path for path in store.folder.glob("*") if path.is_dir()]
@@ -333,40 +290,17 @@ def test_a_bad_file_is_named_and_leaves_nothing(files: list[Path], store: Store,
     assert len(decoded(files, 16, store)[0]) == 6
 
 
-def test_an_interrupt_leaves_nothing_behind(
-    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [(images, "decode", KeyboardInterrupt()), (os, "posix_fallocate", OSError(errno.ENOSPC, "full"))],
+)
+def test_an_interrupt_and_a_full_disk_leave_nothing_behind(
+    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch, owner, name: str, error: BaseException
 ) -> None:
-    def interrupted(path: Path, size: int) -> None:
-        raise KeyboardInterrupt
+    def fail(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(images, "decode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(owner, name, fail, raising=False)
+    with pytest.raises(type(error)):
         decoded(files, 16, store)
     assert [path.suffix for path in store.folder.iterdir()] == [".lock"]
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(
-    files: list[Path], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(OSError, match="make room") as caught:
-        decoded(files, 16, store)
-    assert caught.value.errno == errno.ENOSPC
-    assert [path.suffix for path in store.folder.iterdir()] == [".lock"]
-
-
-def test_damaged_pixels_are_decoded_anew(files: list[Path], store: Store) -> None:
-    before = np.array(decoded(files, 16, store)[0])
-    (stored,) = store.folder.glob("images-*/images.npy")
-    content = bytearray(stored.read_bytes())
-    content[-1] ^= 128
-    stored.write_bytes(content)
-    assert np.array_equal(decoded(files, 16, store)[0], before)
-
-
-def test_a_size_below_one_is_refused(files: list[Path], store: Store) -> None:
-    with pytest.raises(ValueError, match=r"size must be a positive .* got 0"):
-        decoded(files, 0, store)

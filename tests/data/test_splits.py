@@ -76,11 +76,10 @@ def test_imbalanced_mnist_has_16500_training_images() -> None:
 
 def test_own_rules() -> None:
     labels = torch.arange(3).repeat(5)
-    for rule, counts in (
-        (ImbalanceRule(1, 4, minority=[2]), [4, 1, 4]),
-        (ImbalanceRule(2, None, "even"), [5, 2, 5]),
-    ):
-        assert torch.bincount(labels[imbalanced_subset(labels, rule)]).tolist() == counts
+    some = imbalanced_subset(labels, ImbalanceRule(1, 4, minority=[2]))
+    assert torch.bincount(labels[some]).tolist() == [4, 1, 4]
+    most = imbalanced_subset(labels, ImbalanceRule(2, None, "even"))
+    assert torch.bincount(labels[most]).tolist() == [5, 2, 5]
     assert imbalanced_subset(labels, ImbalanceRule(1, 1, "even", 0)).tolist() == [0, 1, 2]
 
 
@@ -117,7 +116,6 @@ def test_half_split_has_the_papers_2878_test_images() -> None:
 def test_half_split_alternates_within_each_class() -> None:
     labels = torch.from_numpy(np.random.default_rng(1).integers(0, 7, 200))
     even, odd = half_split(labels)
-    assert sorted(torch.cat([even, odd]).tolist()) == list(range(200))
     for label in range(7):
         places = torch.nonzero(labels == label).flatten()
         assert even[labels[even] == label].tolist() == places[0::2].tolist()

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -40,17 +39,26 @@ class Maker:
         return {"layer.0.weight": torch.linspace(0, 1, 12).reshape(3, 4)}
 
 
+def refusing(number: int):
+    def call(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
 def entry_of(store: Store) -> Path:
     (folder,) = (path for path in store.folder.iterdir() if path.is_dir())
     return folder
 
 
+WHOLE = {
+    "counted": np.arange(1000).reshape(4, 250).tolist(),
+    "layer.0.weight": torch.linspace(0, 1, 12).reshape(3, 4).tolist(),
+}
+
+
 def whole(arrays: dict[str, np.ndarray]) -> bool:
-    return (
-        sorted(arrays) == ["counted", "layer.0.weight"]
-        and np.array_equal(arrays["counted"], np.arange(1000, dtype=np.int32).reshape(4, 250))
-        and np.array_equal(arrays["layer.0.weight"], torch.linspace(0, 1, 12).reshape(3, 4).numpy())
-    )
+    return {name: array.tolist() for name, array in arrays.items()} == WHOLE
 
 
 def test_an_entry_is_made_once_and_mapped_read_only(store: Store, tmp_path: Path) -> None:
@@ -64,16 +72,12 @@ def test_an_entry_is_made_once_and_mapped_read_only(store: Store, tmp_path: Path
 
 
 def test_an_entry_is_found_by_everything_in_the_key_and_nothing_else(store: Store) -> None:
-    def get(kind: str, key: dict[str, object]) -> int:
-        return int(store.get(kind, key, lambda draft: {"x": np.array(10 * key["n"] + len(kind))})["x"])
-
-    assert [get("ab", {"n": 2, "m": 1}), get("ab", {"n": 3, "m": 1}), get("ab", {"m": 1, "n": 2})] == [
-        22,
-        32,
-        22,
-    ]
-    assert [get("abc", {"n": 2, "m": 1}), get("ab", {"n": 2, "m": 2}), get("ab", {"n": 2})] == [23, 22, 22]
-    assert len([path for path in store.folder.iterdir() if path.is_dir()]) == 5
+    made: list[object] = []
+    one, other, short = {"n": 2, "m": 1}, {"n": 3, "m": 1}, {"n": 2}
+    different = [("ab", one), ("ab", other), ("ab", short), ("abc", one)]
+    for kind, key in [*different, ("ab", {"m": 1, "n": 2})]:  # the first again
+        store.get(kind, key, lambda draft, asked=(kind, key): made.append(asked))
+    assert made == different
 
 
 def test_shapes_and_kinds_of_numbers_come_back(store: Store) -> None:
@@ -98,18 +102,10 @@ def test_shapes_and_kinds_of_numbers_come_back(store: Store) -> None:
     assert copies["half"].dtype == torch.float16
 
 
-def test_a_key_that_is_not_json_is_refused(store: Store) -> None:
-    for value in (Path("x"), math.nan, {1, 2}, np.int64(3)):
-        with pytest.raises(TypeError, match="key of 'ones' must be made of finite numbers, strings"):
-            store.get("ones", {"value": value}, Maker())
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "..\\x", "x\0"])
-def test_an_array_has_the_name_of_a_file(store: Store, name: str) -> None:
-    with pytest.raises(ValueError, match="must be a file name"):
-        store.get("names", {}, lambda draft: {name: np.zeros(1)})
-    with pytest.raises(TypeError, match="must hold numbers, got dtype object"):
-        store.get("names", {}, lambda draft: {"x": np.array([None])})
+@pytest.mark.parametrize("value", [Path("x"), math.nan, {1, 2}, np.int64(3)])
+def test_a_key_that_is_not_json_is_refused(store: Store, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="JSON"):
+        store.get("ones", {"value": value}, Maker())
 
 
 def test_an_array_is_given_once(store: Store) -> None:
@@ -127,13 +123,10 @@ def test_an_array_is_given_once(store: Store) -> None:
 def test_an_entry_is_kept_when_it_is_the_reader_who_lacks_something(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*_: object, **__: object) -> None:
-        raise OSError(errno.EMFILE, "too many open files")
-
     make = Maker()
     store.get("demo", KEY, make)
-    monkeypatch.setattr(np, "load", exhausted)
-    with pytest.raises(OSError, match="too many open files"):
+    monkeypatch.setattr(module, "file_digest", refusing(errno.EMFILE))
+    with pytest.raises(OSError, match="Too many open files"):
         store.get("demo", KEY, make)
     monkeypatch.undo()
     assert whole(store.get("demo", KEY, make))
@@ -142,43 +135,33 @@ def test_an_entry_is_kept_when_it_is_the_reader_who_lacks_something(
 
 def check_made_again(store: Store, damage: str) -> None:
     make = Maker()
-    assert whole(store.get("demo", KEY, make)), damage
-    assert make.calls == 1, f"{damage} was not noticed"
-    assert whole(store.get("demo", KEY, make)), damage
-    assert make.calls == 1, f"{damage} was not mended"
+    for _ in range(2):
+        assert whole(store.get("demo", KEY, make)), damage
+        assert make.calls == 1, f"{damage} was not noticed, or not mended"
 
 
-@pytest.mark.parametrize("file", ["counted.npy", "layer.0.weight.npy", "entry.json"])
+FILES = pytest.mark.parametrize("file", ["counted.npy", "layer.0.weight.npy", "entry.json"])
+
+
+@FILES
 def test_a_file_cut_at_any_length_is_made_again(store: Store, file: str) -> None:
     store.get("demo", KEY, Maker())
     path = entry_of(store) / file
     length = path.stat().st_size
-    for cut in sorted({0, 1, 5, 64, 127, 128, 129, *range(0, length, length // 12), length - 1}):
+    for cut in sorted({0, 1, 127, 128, 129, *range(0, length, length // 8), length - 1}):
         os.truncate(path, cut)
         check_made_again(store, f"{file} cut to {cut} of {length} bytes")
 
 
-@pytest.mark.parametrize("file", ["counted.npy", "layer.0.weight.npy", "entry.json"])
+@FILES
 def test_flipped_bytes_are_noticed_wherever_they_are(store: Store, file: str) -> None:
     store.get("demo", KEY, Maker())
     path, rng = entry_of(store) / file, np.random.default_rng(0)
-    for place in rng.integers(0, path.stat().st_size, 60).tolist():
+    for place in rng.integers(0, path.stat().st_size, 30).tolist():
         content = bytearray(path.read_bytes())
-        if file == "entry.json" and chr(content[place]).isspace():
-            continue  # blanks between values mean nothing
         content[place] ^= 1 << int(rng.integers(0, 8))
         path.write_bytes(content)
         check_made_again(store, f"byte {place} of {file}")
-
-
-JUNK = ["", "not json", "null", "[]", "3", '{"files": {}}', '{"key": {}, "files": []}', "[" * 100_000, "\xff"]
-
-
-@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
-def test_a_description_of_another_form_is_made_again(store: Store, junk: str) -> None:
-    store.get("demo", KEY, Maker())
-    (entry_of(store) / "entry.json").write_text(junk, encoding="latin-1")
-    check_made_again(store, repr(junk[:20]))
 
 
 def test_files_that_are_missing_added_or_of_another_shape_are_made_again(store: Store) -> None:
@@ -194,8 +177,9 @@ def test_files_that_are_missing_added_or_of_another_shape_are_made_again(store: 
         "text for an array": lambda: (entry / "counted.npy").write_text("<html>"),
         "folder for an array": lambda: ((entry / "counted.npy").unlink(), (entry / "counted.npy").mkdir()),
         "another key": lambda: (entry / "entry.json").write_text(text.replace('"n": 1000', '"n": 1001')),
+        "no JSON": lambda: (entry / "entry.json").write_bytes(b"\xff"),
+        "JSON of another form": lambda: (entry / "entry.json").write_text("[]"),
         "all gone": lambda: shutil.rmtree(entry),
-        "a file in its place": lambda: (shutil.rmtree(entry), entry.write_text("x")),
     }.items():
         act()
         check_made_again(store, damage)
@@ -209,17 +193,16 @@ def test_fresh_makes_what_is_older_again_and_only_that(store: Store, monkeypatch
     store.get("demo", KEY, make)
     assert make.calls == 1
     monkeypatch.setenv("INFOCAM_FRESH_SINCE", str(time.time() - 50))
-    assert whole(store.get("demo", KEY, make))
-    assert make.calls == 2
-    store.get("demo", KEY, make)
-    assert make.calls == 2
+    for _ in range(2):
+        assert whole(store.get("demo", KEY, make))
+        assert make.calls == 2
 
 
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.suffix != ".lock")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.EIO, "disk")])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
 def test_a_maker_that_fails_leaves_nothing(store: Store, error: BaseException) -> None:
     def make(draft: Draft) -> None:
         draft.empty("x", (10,), np.float32)[:] = 1
@@ -228,18 +211,12 @@ def test_a_maker_that_fails_leaves_nothing(store: Store, error: BaseException) -
     with pytest.raises(type(error)):
         store.get("demo", KEY, make)
     assert left(store.folder) == []
-    assert whole(store.get("demo", KEY, Maker()))
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(
-        OSError, match=r"No space left.*cache: make room, or name another data folder"
-    ) as caught:
-        store.get("demo", KEY, Maker())
+    monkeypatch.setattr(os, "posix_fallocate", refusing(errno.ENOSPC), raising=False)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left.*cache: make room[^:]+$") as caught:
+        store.get("outer", KEY, lambda draft: store.get("demo", KEY, Maker()))
     assert caught.value.errno == errno.ENOSPC
     assert left(store.folder) == []
 
@@ -254,11 +231,7 @@ def test_space_is_reserved_unless_the_file_system_cannot(
     blocks: list[int] = []
     store.get("reserved", {}, sizes)
     assert blocks[0] >= 4_000_000
-
-    def unsupported(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "not here")
-
-    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    monkeypatch.setattr(os, "posix_fallocate", refusing(errno.EOPNOTSUPP), raising=False)
     assert whole(store.get("demo", KEY, Maker()))
     monkeypatch.delattr(os, "posix_fallocate")
     assert whole(store.get("demo", {}, Maker()))
@@ -266,17 +239,11 @@ def test_space_is_reserved_unless_the_file_system_cannot(
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not shutil.which("mount"):
-        pytest.skip("there is no mount command here")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_disk_that_is_really_full_ends_in_an_error_and_not_in_a_signal(small_disk: Path) -> None:
@@ -287,12 +254,10 @@ def test_a_disk_that_is_really_full_ends_in_an_error_and_not_in_a_signal(small_d
         lambda draft: draft.empty("x", (8_000_000,), np.uint8).fill(1),
         lambda draft: {"a": np.ones(200_000), "b": np.ones(200_000)},  # 1.6 MB each: the second is too much
     ):
-        with pytest.raises(OSError, match="make room") as caught:
+        with pytest.raises(OSError, match="make room"):
             store.get("large", {}, make)
-        assert caught.value.errno == errno.ENOSPC
         assert left(store.folder) == []
-        del caught  # its traceback holds the memory maps
-    gc.collect()
+        gc.collect()  # the error's traceback holds the memory maps
     assert shutil.disk_usage(small_disk).free > free - 50_000
     assert whole(store.get("demo", KEY, Maker()))
 
@@ -308,9 +273,11 @@ def _killed(folder: Path) -> None:
 def test_what_a_killed_process_left_goes_with_the_next_entry_and_work_in_progress_stays(
     store: Store, tmp_path: Path
 ) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
-    process.start()
-    process.join(30)
+    for _ in range(2):  # the second finds what the first left in its own place
+        process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
+        process.start()
+        process.join(30)
+        assert process.exitcode == 9
     assert [path.suffix for path in store.folder.iterdir() if path.is_dir()] == [".draft"]
 
     def outer(draft: Draft) -> dict[str, np.ndarray]:
@@ -324,40 +291,20 @@ def test_what_a_killed_process_left_goes_with_the_next_entry_and_work_in_progres
     assert kinds == {"inner", "outer"}
 
 
-def _slow(folder: Path, started: multiprocessing.Queue, seen: multiprocessing.Queue) -> None:
+def _slow(folder: Path) -> list[int]:
     def make(draft: Draft) -> dict[str, np.ndarray]:
-        started.put(os.getpid())
+        with (folder / "made").open("a") as stream:
+            stream.write("once")
         time.sleep(0.3)
         return {"x": np.arange(3)}
 
-    seen.put(Store(folder).get("shared", {}, make)["x"].tolist())
+    return Store(folder).get("shared", {}, make)["x"].tolist()
 
 
-def test_two_processes_do_the_work_once(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
-    started, seen = fork.Queue(), fork.Queue()
-    workers = [fork.Process(target=_slow, args=(tmp_path, started, seen)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    assert [seen.get(timeout=30) for _ in workers] == [[0, 1, 2]] * 3
-    for worker in workers:
-        worker.join(30)
-        assert worker.exitcode == 0
-    started.get(timeout=5)
-    assert started.empty()
-
-
-def test_threads_do_the_work_once(store: Store) -> None:
-    make, results = Maker(), []
-    threads = [
-        threading.Thread(target=lambda: results.append(whole(store.get("demo", KEY, make)))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert results == [True] * 4
-    assert make.calls == 1
+def test_processes_do_the_work_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(3) as pool:  # a fresh interpreter would import torch
+        assert pool.map(_slow, [tmp_path] * 3, chunksize=1) == [[0, 1, 2]] * 3
+    assert (tmp_path / "made").read_text() == "once"
 
 
 def test_arrays_in_use_outlive_their_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,27 +314,19 @@ def test_arrays_in_use_outlive_their_entry(store: Store, monkeypatch: pytest.Mon
     assert whole(before)
 
 
-def test_data_root_prefers_the_parameter_then_the_environment(
+def test_roots_prefer_the_parameter_then_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("INFOCAM_DATA", str(tmp_path / "env"))
-    assert module.data_root(tmp_path / "given") == Store(tmp_path / "given").root == tmp_path / "given"
-    assert Store().folder == tmp_path / "env" / "cache"
-    monkeypatch.delenv("INFOCAM_DATA")
+    monkeypatch.chdir(tmp_path)
+    for root, variable in ((module.data_root, "INFOCAM_DATA"), (module.output_root, "INFOCAM_OUTPUT")):
+        monkeypatch.setenv(variable, str(tmp_path / "env"))
+        assert root("given") == tmp_path / "given"
+        assert root() == tmp_path / "env"
+        monkeypatch.delenv(variable)
+    assert Store("given").folder == tmp_path / "given" / "cache"
     assert module.data_root().name == "data"
     monkeypatch.setattr(module, "checkout", lambda: None)
     assert module.data_root() == Path.home() / ".cache" / "infocam"
-
-
-def test_output_root_prefers_the_parameter_then_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("INFOCAM_OUTPUT", str(tmp_path / "env"))
-    assert module.output_root(tmp_path / "given") == tmp_path / "given"
-    assert module.output_root() == tmp_path / "env"
-    monkeypatch.delenv("INFOCAM_OUTPUT")
-    monkeypatch.setattr(module, "checkout", lambda: None)
-    monkeypatch.chdir(tmp_path)
     assert module.output_root() == tmp_path / "runs" / "interactive"
 
 
@@ -452,17 +391,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def behind(folder: Path, *modules: str) -> set[str]:
     """The files that change the digest of `modules` when their code changes."""
-    found = set()
-    code_digest.cache_clear()
-    before = code_digest(*modules)
-    for name in PACKAGE:
-        text = (folder / name).read_text()
+    digests = {}
+    for name, text in PACKAGE.items():
         (folder / name).write_text(text + "\nmore = 1\n")
         code_digest.cache_clear()
-        if code_digest(*modules) != before:
-            found.add(name)
+        digests[name] = code_digest(*modules)
         (folder / name).write_text(text)
-    return found
+    code_digest.cache_clear()
+    return {name for name in PACKAGE if digests[name] != code_digest(*modules)}
 
 
 def test_code_digest_follows_every_import_and_nothing_else(tiny: Path) -> None:
@@ -487,31 +423,24 @@ def test_code_digest_follows_the_code_not_its_layout(tiny: Path) -> None:
 
 
 def test_code_digest_refuses_what_is_not_there(tiny: Path) -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"tiny has no module 'b\.other'"):
+    with pytest.raises(ModuleNotFoundError, match=r"no module tiny\.b\.other"):
         code_digest("alone", "b.other")
 
 
 def test_the_digest_of_real_modules_holds_what_they_load() -> None:
-    """Every module of the package that importing one loads is among those that are digested."""
-    listing = (
-        "import sys; import infocam_utils.data.minibirds\n"
-        "print(*sorted(name for name in sys.modules if name.startswith('infocam_utils')))"
-    )
+    listing = "import sys; import infocam_utils.data.minibirds; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout
-    loaded = {module._file_of(name.split(".")[1:]) for name in out.split()}
-    assert loaded <= {*module._code_behind(("data.minibirds",))}
+    loaded = {name for name in out.split() if name.startswith("infocam_utils")}
+    assert "infocam_utils.data.drawing" in loaded
+    assert loaded <= module._code_behind(("data.minibirds",)).keys()
 
 
-def test_progress_is_a_json_line_or_silence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_a_json_line_or_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INFOCAM_PROGRESS", raising=False)
     module.report_progress("epoch", 1, 2)
     monkeypatch.setenv("INFOCAM_PROGRESS", str(tmp_path / "p"))
     module.report_progress("epoch", 1, 2)
     module.report_progress("done")
-    assert [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()] == [
-        {"text": "epoch", "done": 1, "total": 2},
-        {"text": "done", "done": None, "total": None},
-    ]
-    assert capsys.readouterr() == ("", "")
+    lines = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
+    done = {"text": "done", "done": None, "total": None}
+    assert lines == [{"text": "epoch", "done": 1, "total": 2}, done]

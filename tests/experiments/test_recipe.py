@@ -57,19 +57,17 @@ def test_a_recipe_survives_json():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"batchsize": 3}, TypeError, "no field 'batchsize'; did you mean batch_size"),
-        ({"zzz": 3}, TypeError, "known: dataset, backbone"),
+        ({"batchsize": 3}, TypeError, "no field 'batchsize'; did you mean one of batch_size"),
+        ({"zzz": 3}, TypeError, "one of dataset, backbone"),
         ({"lr": "1e-3"}, TypeError, "lr must be float, got '1e-3'"),
-        ({"few": True}, TypeError, "few must be int or None, got True"),
-        ({"loss": "hinge"}, ValueError, "loss must be one of 'softmax', 'pc', got 'hinge'"),
-        ({"optimizer": "adam"}, ValueError, "optimizer must be one of"),
+        ({"few": True}, TypeError, "few must be int or NoneType, got True"),
+        ({"loss": "hinge"}, ValueError, "loss must be one of 'pc', 'softmax', got 'hinge'"),
         ({"precision": "8-true"}, ValueError, "precision must be one of"),
-        ({"passes": 0}, ValueError, "passes must be finite and above 0, got 0"),
-        ({"devices": -1}, ValueError, "devices must be"),
-        ({"weight_decay": -1.0}, ValueError, "weight_decay must be finite and not negative"),
+        ({"passes": 0}, ValueError, "passes must be above 0 .*, got 0"),
+        ({"lr": float("inf")}, ValueError, "lr must be above 0 .* finite, got inf"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay must be above 0 .*, got -1"),
         ({"crop": 300}, ValueError, "crop"),
         ({"weights": "nowhere.pt"}, FileNotFoundError, r"no weights file nowhere\.pt.*'imagenet'"),
-        ({"few": 0}, ValueError, "few must be"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_door(changes, error, message):
@@ -79,10 +77,9 @@ def test_what_cannot_be_is_refused_at_the_door(changes, error, message):
 
 def test_seeds_must_be_distinct():
     check_seeds([0, 2])
-    with pytest.raises(ValueError, match="at least one seed"):
-        check_seeds([])
-    with pytest.raises(ValueError, match=r"distinct.*\[1, 0, 1\]"):
-        check_seeds([1, 0, 1])
+    for seeds in ([], [1, 0, 1]):
+        with pytest.raises(ValueError, match="distinct, and at least one"):
+            check_seeds(seeds)
 
 
 def test_weights_may_be_named_as_they_lie_beside_the_data(tmp_path, monkeypatch):
@@ -121,9 +118,14 @@ def test_the_training_set_is_whole_or_by_the_rule():
     whole = torch.bincount(training_set(recipe("digits"), 0).labels)
     assert counts[::2].tolist() == [5] * 5
     assert torch.equal(counts[1::2], whole[1::2]), "all of the common classes"
-    assert recipes.prior(recipe("digits", few=5, many=50), 0).tolist() == [5 / 275, 50 / 275] * 5
     with pytest.raises(ValueError, match="many=9 needs few"):
         training_set(recipe("digits", many=9), 0)
+
+
+def test_counts_of_the_recipe_need_no_tenth_of_a_class():
+    short = replace(SMALL, train_limit=60)
+    assert torch.bincount(training_set(short, 0).labels).min() < 10
+    assert torch.bincount(training_set(replace(short, few=1, many=2), 0).labels).tolist() == [1, 2] * 5
 
 
 def test_the_seed_decides_the_start_and_nothing_else_moves():
@@ -215,36 +217,20 @@ def test_seed_images_code_and_the_content_of_the_weights_are_in_the_key(entries,
     assert entries((how, 0)) == 3
     entries.pixels["of"] = "later"
     assert entries((how, 0)) == 4
-    monkeypatch.setattr(recipes.store, "code_digest", lambda *modules: "changed code")
+    asked = []  # for the code of this module, and so of all it imports
+    monkeypatch.setattr(recipes.store, "code_digest", lambda *modules: asked.append(modules) or "changed")
     assert entries((how, 0)) == 5
-
-
-def test_the_code_that_counts_is_this_module_and_all_it_imports(entries, monkeypatch):
-    asked = []
-    monkeypatch.setattr(recipes.store, "code_digest", lambda *modules: asked.append(modules) or "digest")
-    entries((SMALL, 0))
     assert asked == [("experiments.recipe",)]
 
 
 def test_every_setting_of_training_reaches_it(entries):
-    changes = {name: CHANGES[name] for name in ("passes", "lr", "batch_size", "weight_decay", "optimizer")}
-    changes |= {name: CHANGES[name] for name in ("schedule", "precision", "devices", "flip", "head_lr")}
+    as_named = ("batch_size", "lr", "weight_decay", "optimizer", "schedule", "precision", "devices")
+    changes = {name: CHANGES[name] for name in (*as_named, "passes", "flip", "head_lr")}
     entries((replace(SMALL, **changes), 3))
     (options,) = entries.fitted
     assert options.pop("checkpoint").name.startswith("checkpoint-")
-    assert options == {
-        "geometry": Geometry(flip=True),
-        "epochs": 1,
-        "lr": 0.5,
-        "batch_size": 8,
-        "weight_decay": 0.5,
-        "optimizer": "sgd",
-        "schedule": "constant",
-        "lr_factors": {"linear": 2.0},
-        "seed": 3,
-        "devices": 2,
-        "precision": "bf16-mixed",
-    }
+    expected = {name: CHANGES[name] for name in as_named} | {"geometry": Geometry(flip=True)}
+    assert options == expected | {"epochs": 1, "lr_factors": {"linear": 2.0}, "seed": 3}
 
 
 def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(tmp_path, monkeypatch):
@@ -275,7 +261,8 @@ def test_the_start_at_the_log_prior_is_trained_from_there(tmp_path, monkeypatch)
     monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: None)
     how = recipe("digits", few=5, many=50, log_prior_bias=True)
     bias = network(how, 0, tmp_path).linear.bias
-    torch.testing.assert_close(bias.double(), recipes.prior(how, 0).log(), atol=1e-6, rtol=0)
+    shares = torch.tensor([5.0, 50.0] * 5) / 275
+    torch.testing.assert_close(bias, shares.log(), atol=1e-6, rtol=0)
 
 
 def test_a_frozen_network_is_not_trained(tmp_path):

@@ -147,9 +147,9 @@ def test_units_must_fit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"papr": 1}, "did you mean paper"),
+        ({"papr": 1}, r"did you mean .*paper"),
         ({"paper": "high"}, "paper must be a number"),
-        ({"value": [1]}, "must select rows by columns"),
+        ({"value": [1]}, "must be a choice of columns"),
         ({"contradicts": "nothing"}, "contradicts an unknown row"),
     ],
 )

@@ -124,17 +124,14 @@ def test_update_puts_results_and_the_clean_notebook_back(folder, tmp_path):
     assert results.read(kept / "03.json").parameters["seeds"] == [0, 1]
 
     before = (folder / "03_x.ipynb").read_text()
-    again = ("run", "--notebooks", folder, "--output", tmp_path / "out", "--update", "-p", "passes=5")
-    more = infocam(*again)
+    more = infocam("run", "--notebooks", folder, "--output", tmp_path / "out", "--update", "-p", "passes=5")
     assert "03_x: the notebook stays, since it ran with other recipe" in more.output
     assert (folder / "03_x.ipynb").read_text() == before
     assert results.read(kept / "03.json").rows["value"].tolist() == [5.0, 5.0]
     # The index says whether a run agrees with what is committed under its name.
-    assert "03: 1 of 1 numbers within tolerance" in (tmp_path / "out" / "index.html").read_text()
-    other = infocam("run", "--notebooks", folder, "--output", tmp_path / "out")
-    assert other.exit_code == 0, other.output
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert "committed 5, now 100" in page
+    assert "03: every number within tolerance" in (tmp_path / "out" / "index.html").read_text()
+    infocam("run", "--notebooks", folder, "--output", tmp_path / "out")
+    assert "committed 5, now 100" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_failing_notebook_gives_status_1(tmp_path):
@@ -147,13 +144,11 @@ def test_a_failing_notebook_gives_status_1(tmp_path):
     assert "0 of 1 notebooks done" in result.output
 
 
-def test_an_output_that_is_no_place_for_a_run_is_one_line_and_status_2(folder, tmp_path, monkeypatch):
-    before = (folder / "03_x.ipynb").read_bytes()
+def test_an_output_that_is_no_place_for_a_run_is_one_line_and_status_2(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     dot = infocam("run", "--notebooks", folder, "--output", ".")
     assert (dot.exit_code, dot.output.count("\n")) == (2, 1)
-    assert "would overwrite the notebooks" in dot.output
-    assert (folder / "03_x.ipynb").read_bytes() == before
+    assert "would overwrite" in dot.output
     assert [p.name for p in folder.parent.iterdir()] == ["notebooks"]
 
 
@@ -174,9 +169,8 @@ def test_an_output_that_cannot_be_written_is_one_line(folder, tmp_path, monkeypa
 
 
 def test_compare_is_by_number_within_tolerance(tmp_path):
-    one, near, far = (
-        write(tmp_path / n, *v) for n, v in {"a": (90, 92), "b": (91, 92), "c": (50, 92)}.items()
-    )
+    one, near = write(tmp_path / "a", 90, 92), write(tmp_path / "b", 91, 92)
+    far = write(tmp_path / "c", 50, 92)
     same = infocam("compare", one, near)
     assert (same.exit_code, same.output) == (0, "1 files of results agree within their tolerances\n")
     assert infocam("compare", one.parent, near.parent).exit_code == 0
@@ -190,10 +184,10 @@ def test_compare_is_by_number_within_tolerance(tmp_path):
 
 
 def test_compare_takes_notebook_and_parameters_into_account(tmp_path):
-    one = write(tmp_path / "a", 90.0, seeds=[0], recipe={"stride": 16})
+    one = write(tmp_path / "a", 90.0, recipe={"stride": 16})
     for name, other in {
-        "recipe": write(tmp_path / "b", 90.0, seeds=[0], recipe={"stride": 32}),
-        "notebook": write(tmp_path / "c", 90.0, seeds=[0], recipe={"stride": 16}, number="04"),
+        "recipe": write(tmp_path / "b", 90.0, recipe={"stride": 32}),
+        "notebook": write(tmp_path / "c", 90.0, recipe={"stride": 16}, number="04"),
     }.items():
         result = infocam("compare", one, other)
         assert result.exit_code == 1
@@ -208,34 +202,26 @@ def test_compare_names_files_that_are_on_one_side_only(tmp_path):
     result = infocam("compare", one.parent, two.parent)
     assert result.exit_code == 1
     assert f"04: not in {two.parent}\n05: not in {one.parent}\n" in result.output
-    shutil.rmtree(two.parent)
-    two.parent.mkdir()
-    gone = infocam("compare", one.parent, two.parent)
-    assert f"03: not in {two.parent}" in gone.output
-    assert gone.exit_code == 1
     (tmp_path / "empty").mkdir()
-    nothing = infocam("compare", two.parent, tmp_path / "empty")
-    assert nothing.exit_code == 1
-    assert "no results in" in nothing.output
-
-
-def test_a_number_that_is_none_agrees_with_nothing(tmp_path):
-    one = write(tmp_path / "a", 90.0)
-    two = write(tmp_path / "b", 90.0)
-    two.with_suffix(".csv").write_text(two.with_suffix(".csv").read_text().replace("90.0", "nan"))
-    for pair in ((one, two), (two, one), (two, two)):
-        result = infocam("compare", *pair)
+    for folder, said in (
+        (one.parent, f"03: not in {tmp_path / 'empty'}"),
+        (tmp_path / "empty", "no results in"),
+    ):
+        result = infocam("compare", folder, tmp_path / "empty")
         assert result.exit_code == 1
-        assert result.output.count("\n") == 1
+        assert said in result.output
 
 
-def test_results_that_are_none_are_one_line(tmp_path):
-    one = write(tmp_path / "a", 90.0)
-    for content in ("", "{", "null", "[" * 100_000, '{"rows": 3}'):
-        (tmp_path / "03.json").write_text(content)
-        result = infocam("compare", one, tmp_path / "03.json")
-        assert (result.exit_code, result.output.count("\n")) == (1, 1)
-        assert "run the notebook again" in result.output
+def test_results_that_are_none_agree_with_nothing_and_are_one_line(tmp_path):
+    one, two = write(tmp_path / "a", 90.0), write(tmp_path / "b", 90.0)
+    two.with_suffix(".csv").write_text(two.with_suffix(".csv").read_text().replace("90.0", "nan"))
+    for content in (None, "{", "null", "[" * 100_000, '{"rows": 3}'):
+        if content is not None:
+            two.write_text(content)
+        for pair in ((one, two), (two, one), (two, two)):
+            result = infocam("compare", *pair)
+            assert (result.exit_code, result.output.count("\n")) == (1, 1)
+            assert "run the notebook again" in result.output
 
 
 def test_claims_prints_checks_and_writes(tmp_path):
@@ -275,7 +261,8 @@ def test_data_list_shows_every_set_with_licence_and_state(tmp_path):
 
 def test_data_get_refuses_in_one_line(tmp_path):
     result = infocam("data", "get", "cub", "--data-dir", tmp_path)
-    assert (result.exit_code, result.output) == (2, "Error: unknown data set 'cub'; did you mean cub200?\n")
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert "unknown data set 'cub'; there are digits, " in result.output
     missing = infocam("data", "get", "cub200", "--url", f"file://{tmp_path}/none.tgz", "--data-dir", tmp_path)
     assert missing.exit_code == 1
     assert "none.tgz" in missing.output.splitlines()[-1]

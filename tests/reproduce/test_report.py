@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 
 import nbformat
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image, PngImagePlugin
 
-from infocam_utils.reproduce import report, results
+from infocam_utils.reproduce import claims, report, results
 
 MANIFEST = {
     "name": "quick",
@@ -19,32 +20,30 @@ MANIFEST = {
     "finished": "2030-01-01T10:05:00Z",
     "provenance": {"platform": "Linux x86_64", "cpu": "A <fast> one", "gpu": None},
     "notebooks": {
-        "01_good": {"status": "done", "seconds": 12.3, "profile": "quick"},
-        "03_bad": {
-            "status": "failed",
-            "seconds": 4,
+        "01_good": {
+            "status": "done",
+            "seconds": 12.3,
             "profile": "quick",
-            "error": "ValueError: <script>",
-            "previous": ["results/03.json"],
+            "files": ["html/01_good.html", "results/01.csv", "figures/01_a.png"],
         },
+        "03_bad": {"status": "failed", "seconds": 4, "profile": "quick", "error": "ValueError: <script>"},
         "04_old": {"status": "running"},
     },
 }
 
 
-def rows(*values):
-    return pd.DataFrame(
-        {"metric": "accuracy", "unit": "%", "seed": range(len(values)), "value": list(values), "n": 10_000}
-    )
+def write_results(folder, **numbers):
+    for number, values in numbers.items():
+        rows = {"metric": "accuracy", "unit": "%", "seed": range(len(values)), "value": values, "n": 10_000}
+        parameters = {"profile": "quick"}
+        results.write(number[1:], pd.DataFrame(rows), parameters=parameters, output_dir=folder)
 
 
-def write_results(folder, number, *values):
-    path = results.write(
-        f"{number}_x", rows(*values), parameters={"profile": "quick"}, output_dir=folder / "made"
-    )
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    for file in (path, path.with_suffix(".csv")):
-        file.rename(folder / "results" / file.name)
+def committed(tmp_path, **numbers):
+    """A repository's folder of results, with those of the run quick."""
+    write_results(tmp_path / "c", **numbers)
+    shutil.copytree(tmp_path / "c" / "results", tmp_path / "repo" / "results" / "quick")
+    return tmp_path / "repo" / "results"
 
 
 def picture(alt=None):
@@ -56,23 +55,10 @@ def picture(alt=None):
     return stream.getvalue()
 
 
-def committed(tmp_path, number, *values):
-    write_results(tmp_path / "c", number, *values)
-    target = tmp_path / "repo" / "results" / "quick"
-    target.mkdir(parents=True, exist_ok=True)
-    for file in (tmp_path / "c" / "results").iterdir():
-        file.rename(target / file.name)
-    return tmp_path / "repo" / "results"
-
-
 def test_the_index_says_first_what_was_run_then_whether_it_agrees(tmp_path):
     out = tmp_path / "out"
-    for number, values in {"01": (80.0, 82.0), "03": (70.0,), "04": (50.0,)}.items():
-        write_results(out, number, *values)
-    committed(tmp_path, "01", 80.0, 82.0)
-    folder = committed(tmp_path, "03", 75.0)
-    (out / "html").mkdir()
-    (out / "html" / "01_good.html").write_text("")
+    write_results(out, n01=[80.0, 82.0], n03=[70.0], n04=[50.0])
+    folder = committed(tmp_path, n01=[80.0, 82.0], n03=[75.0])
     (out / "figures").mkdir()
     for name, alt in {"03_b": 'recall "x" < y', "01_a": "a curve", "01_none": None}.items():
         (out / "figures" / f"{name}.png").write_bytes(picture(alt))
@@ -82,29 +68,30 @@ def test_the_index_says_first_what_was_run_then_whether_it_agrees(tmp_path):
     places = [
         page.index(text)
         for text in (
-            "Profile quick; 2030-01-01T10:00:00Z to 2030-01-01T10:05:00Z;\nLinux x86_64, A &lt;fast&gt; one.",
+            "Profile quick;\n2030-01-01T10:00:00Z to 2030-01-01T10:05:00Z;",
+            "Linux x86_64, A &lt;fast&gt; one.",
             "infocam run -p &#39;dataset=&lt;b&gt;&#39;",
-            '01_good: <span class="done">done</span>',
-            '04_old: <span class="running">running</span>',
-            "01: 1 of 1 numbers within tolerance",
-            "03: differs from the 1 committed numbers in",
-            "committed 75, now 70",
-            '<a href="html/01_good.html">01_good</a>',
+            '<td class="done">done</td>',
             "12 s",
-            "ValueError: &lt;script&gt;",
-            "What it made before is in previous/.",
-            "<h3>01</h3>",
+            '<a href="html/01_good.html">html/01_good.html</a> <a href="results/01.csv">',
+            '<td class="failed">failed</td>',
+            "ValueError: &lt;script&gt; What it made before, if anything, is in previous/.",
+            '<td class="running">running</td>',
+            "01: every number within tolerance",
+            "03: differs from the committed numbers in",
+            "committed 75, now 70",
+            "Figures of 01",
             'alt="a curve"',
             "<figcaption>a curve</figcaption>",
             'alt="01_none"',
-            "<h3>03</h3>",
+            "Figures of 03",
             'alt="recall &#34;x&#34; &lt; y"',
             'alt="05_damaged"',
         )
     ]
     assert places == sorted(places)
-    assert "04: " not in page.partition("<h2>Notebooks")[0].partition("committed results</h2>")[2]
-    assert page.count("<h3>") == 3
+    assert "04: " not in page
+    assert page.count("Figures of") == 3
     assert "<script" not in page
 
 
@@ -116,8 +103,8 @@ def test_the_index_without_anything_to_compare_with_says_so(tmp_path):
 
 
 def test_committed_results_that_cannot_be_read_are_a_line_of_the_index(tmp_path):
-    write_results(tmp_path / "out", "01", 80.0)
-    folder = committed(tmp_path, "01", 80.0)
+    write_results(tmp_path / "out", n01=[80.0])
+    folder = committed(tmp_path, n01=[80.0])
     (folder / "quick" / "01.csv").write_text("cut")
     page = report.write_index(tmp_path / "out", MANIFEST, folder).read_text()
     assert "01: cannot be compared" in page
@@ -133,7 +120,6 @@ def test_the_index_reads_on_a_phone_and_shows_figures_large(tmp_path):
 
 
 def test_the_scorecard_of_the_index_has_line_breaks_and_no_markup_from_its_text(tmp_path, monkeypatch):
-    claims = pytest.importorskip("infocam_utils.reproduce.claims")
     (tmp_path / "claims.yml").write_text("claims: []")
     asked = []
     monkeypatch.setattr(claims, "scorecard", lambda *given: asked.append(given) or [])
@@ -166,23 +152,12 @@ def test_exported_figures_keep_their_alternative_text(tmp_path):
     assert alts == ["map of &lt;birds&gt;", "given"]
 
 
-GOOD = "profile = 'quick'\nseeds = [0, 1]"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    where = tmp_path / "repo" / "notebooks"
-    where.mkdir(parents=True)
-    cells = [new_markdown_cell("# Title"), new_code_cell(GOOD), new_code_cell("print(1)")]
+def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(tmp_path):
+    cells = [new_markdown_cell("# Title"), new_code_cell("seeds = [0, 1]"), new_code_cell("print(1)")]
     cells[1].metadata["tags"] = ["parameters"]
-    for number, cell in enumerate(cells):
-        cell["id"] = f"c{number}"
-    nbformat.write(new_notebook(cells=cells), where / "01_good.ipynb")
-    return where
-
-
-def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(folder, tmp_path):
-    source = folder / "01_good.ipynb"
+    source = tmp_path / "repo" / "notebooks" / "01_good.ipynb"
+    source.parent.mkdir(parents=True)
+    nbformat.write(new_notebook(cells=cells), source)
     executed = nbformat.read(source, as_version=4)
     injected = new_code_cell("profile = 'quick'", metadata={"tags": ["injected-parameters"]})
     executed.cells.insert(2, injected)
@@ -195,7 +170,7 @@ def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(folder
         "text/plain": "interactive()",
         "application/vnd.jupyter.widget-view+json": {"model_id": "random"},
     }
-    executed.cells[-1].outputs = [nbformat.v4.new_output("execute_result", widget, execution_count=9)]
+    executed.cells[-1].outputs = [new_output("execute_result", widget, execution_count=9)]
     path = tmp_path / "out" / "notebooks" / "01_good.ipynb"
     path.parent.mkdir(parents=True)
     nbformat.write(executed, path)
@@ -210,11 +185,11 @@ def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(folder
     assert cleaned.cells[-1].outputs[0].execution_count == 2
     assert cleaned.cells[1].metadata.tags == ["parameters"]
 
-    executed.cells[-1].outputs = [nbformat.v4.new_output("stream", text=f"in {tmp_path / 'out'}/x")]
+    executed.cells[-1].outputs = [new_output("stream", text=f"in {tmp_path / 'out'}/x")]
     nbformat.write(executed, path)
     with pytest.raises(ValueError, match=r"cell \[2\] prints .* a path of this machine"):
         report.clean_notebook(path, source)
-    executed.cells[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    executed.cells[-1].outputs = [new_output("error", ename="E", evalue="", traceback=[])]
     nbformat.write(executed, path)
     with pytest.raises(ValueError, match=r"cell \[2\] ends in E"):
         report.clean_notebook(path, source)
