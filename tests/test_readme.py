@@ -60,7 +60,7 @@ def test_commands_are_ones_that_the_program_knows(words):
     if words[0] == "run":
         command = cli.commands["run"]
         given = command.make_context("run", words[1:], resilient_parsing=False).params
-        assert planned(given["notebooks"], given["profile"], given["overrides"])
+        assert planned(given["notebooks"], given["profile"] or "quick", given["overrides"])
     else:
         group, arguments = words[0], words[1:]
         depth = 2 if group == "data" else 1

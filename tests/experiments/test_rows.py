@@ -33,7 +33,7 @@ def test_standard_errors_are_the_spread_over_fresh_test_images():
 
 def test_readings_are_the_three_estimates_of_their_own_logits():
     mixture = GaussianMixture(1, balanced=False)
-    x, y = mixture.sample(500, torch.Generator().manual_seed(0))
+    x, y = mixture.sample(mixture.train_counts // 100, torch.Generator().manual_seed(0))  # in the shares of π
     pmi = mixture.pointwise_mutual_information(x)
     logits = {"softmax": pmi + mixture.prior.log(), "pc": pmi}
     made = {row["method"]: row["value"] for row in rows.readings(logits, y, mixture.prior)}
