@@ -54,8 +54,8 @@ unit: $(READY)
 
 notebooks: $(READY)
 	@rm -rf build/notebooks
-	@INFOCAM_OUTPUT=$(CURDIR)/build/notebooks $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini addopts= \
-	  --nbval --nbval-current-env --nbval-cell-timeout 1200 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	@INFOCAM_OUTPUT=$(CURDIR)/build/notebooks OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider \
+	  --override-ini addopts= -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 1200 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 	@$(BIN)/infocam compare results/quick build/notebooks/results
 	@$(BIN)/infocam claims --check
 

@@ -197,10 +197,8 @@ def _findings(claim: Claim, rows: pd.DataFrame) -> list[Finding]:
 
 
 def _setting(row: Mapping[Any, Any]) -> str:
-    words = setting_words(row)
-    if row.get("region") is not None and str(row["region"]) not in ("1", "<NA>", "nan"):
-        words += f", {row['region']}×{row['region']} sum"
-    return words
+    region = results.known(row).get("region", 1)
+    return setting_words(row) + (f", {region}×{region} sum" if region > 1 else "")
 
 
 def _summary(
@@ -217,10 +215,8 @@ def _summary(
     chosen = select(rows, **selection)
     if what == "value":
         chosen = select(chosen, than_method=None)
-        over_images = chosen[chosen["seed"].isna()] if "seed" in chosen else chosen
-        chosen = (
-            over_images if len(over_images) else chosen
-        )  # an interval over images and seeds, where there is one
+        over_images = select(chosen, interval="bootstrap over images")  # rather than over seeds alone
+        chosen = chosen if over_images.empty else over_images
     elif second and chosen.empty:
         first = {k: v for k, v in selection.items() if k in second}
         rest = {k: v for k, v in selection.items() if k not in first and not k.startswith("than_")}
