@@ -94,7 +94,7 @@ def intervals(
         raise ValueError("there is no row to draw: run the notebooks that the claims name")
     parts = [("", table)] if panel is None else list(table.groupby(panel, sort=False))
     heights = [len(part) for _, part in parts]
-    size = (8, 0.9 * len(parts) + 0.3 * sum(heights))
+    size = (9, 0.6 + 0.6 * len(parts) + 0.27 * sum(heights))
     fig, axes = plt.subplots(len(parts), 1, figsize=size, height_ratios=heights, squeeze=False)
     kinds = [] if colour is None else list(dict.fromkeys(table[colour].fillna("no head")))
     for ax, (title, part) in zip(axes[:, 0], parts, strict=True):
@@ -104,7 +104,8 @@ def intervals(
             if pd.notna(row.get("paper")):
                 ax.plot(row["paper"], at, "D", color="0.35", fillstyle="none")
         ax.set_yticks(range(len(part)), part["label"], fontsize="small")
-        ax.set(ylim=(len(part) - 0.5, -0.5), title=title)
+        ax.set(ylim=(len(part) - 0.5, -0.5))
+        ax.set_title(title, loc="left", fontsize="small")
         if band is not None:
             ax.axvspan(-band, band, color="0.5", alpha=0.15, lw=0)
         if zero is not None or band is not None:
@@ -114,8 +115,9 @@ def intervals(
         axes[0, 0].plot([], [], MARKERS[number], color=PALETTE[number], label=kind)
     if "paper" in table and table["paper"].notna().any():
         axes[0, 0].plot([], [], "D", color="0.35", fillstyle="none", label="paper")
-    if axes[0, 0].get_legend_handles_labels()[0]:
-        axes[0, 0].legend(loc="best")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    if handles:
+        fig.legend(handles, names, loc="outside lower center", ncols=len(names))
     return fig
 
 

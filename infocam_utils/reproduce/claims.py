@@ -341,7 +341,7 @@ def directions_table(judged: Iterable[Judged]) -> pd.DataFrame:
     import pandas as pd
 
     made = [
-        {**f.direction, "label": f.setting.removesuffix(f", {f.head} head"), "claim": row.claim.statement}
+        {**f.direction, "label": _setting({**f.direction, "head": None}), "claim": row.claim.statement}
         for row in judged
         for f in row.findings
         if f.direction is not None and f.direction["unit"] == "points"

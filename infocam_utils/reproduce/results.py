@@ -447,7 +447,7 @@ def setting_words(row: Row) -> str:
     if "few" in got:
         parts.append(f"{got['few']} : {got.get('many', 'all')}")
     if "weights" in got:
-        parts.append(f"{got.get('backbone', '')} from {got['weights']}".strip())
+        parts.append(f"{got['backbone']} ({got['weights'].removeprefix(got['backbone'] + '_')})")
     if "stride" in got:
         parts.append(f"stride {got['stride']}")
     if "frozen" in got and "weights" in got and not got["frozen"]:

@@ -77,9 +77,9 @@ def test_intervals_of_several_panels_and_kinds_are_told_apart():
     table = pd.DataFrame({"label": list("abc"), "value": [1.0, 2.0, 3.0], "low": 0.0, "high": 4.0})
     table = table.assign(part=["x", "x", "y"], head=["free", None, "free"])
     fig = figures.intervals(table, "points", panel="part", colour="head", zero="better")
-    assert [ax.get_title() for ax in fig.axes] == ["x", "y"]
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["x", "y"]
     assert [len(dots(ax)) for ax in fig.axes] == [2, 1]
-    legend = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert legend == ["free", "no head"]
     assert fig.axes[-1].get_xlabel().endswith("better →")
 
