@@ -373,9 +373,9 @@ def _tolerance(row: Row) -> float:
     got = known(row)
     value, n, stderr, high = (float(got.get(c, math.nan)) for c in ("value", "n", "stderr", "high"))
     seeds = int(row["seeds"])
-    if row["unit"] == "%" and seeds and n > 0:
+    if row["unit"] == "%" and n > 0 and (seeds or math.isnan(stderr)):
         p = (value / 100 * n + 2) / (n + 4)  # Agresti and Coull: an accuracy of 100 % is not without error
-        return 300 * math.sqrt(2 * p * (1 - p) / n / seeds)
+        return 300 * math.sqrt(2 * p * (1 - p) / n / max(seeds, 1))
     if not math.isnan(stderr):
         return 3 * math.sqrt(2) * stderr + (1e-4 if seeds else 1e-9 * max(abs(value), 1.0))
     # No sampling error is known: what the seeds differ by, or a tenth.

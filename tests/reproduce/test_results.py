@@ -222,6 +222,12 @@ def test_tolerance_follows_from_images_and_seeds(tmp_path, seeds, n):
     assert "committed 80" in found
 
 
+def test_a_share_without_seed_or_interval_has_the_tolerance_of_its_images(tmp_path):
+    rows = accuracies("softmax", [80.0], n=1000).drop(columns=["seed", "stderr"])
+    assert differences(rows, moved(5.0, rows), tmp_path / "a") == []
+    assert len(differences(rows, moved(6.0, rows), tmp_path / "b")) == 1
+
+
 def test_exact_numbers_must_agree_to_rounding(tmp_path):
     rows = ROWS.drop(columns=["low", "high"])
     assert differences(rows, moved(1e-12, rows, method="exact"), tmp_path / "a") == []
