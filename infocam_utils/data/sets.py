@@ -48,12 +48,11 @@ class Official:
     """What the paper's released localization code does with a data set.
 
     `batch_size` is that of its evaluation, on which its running averages depend; `boxes_as_xywh` says that
-    it reads corners as corner and extent; `region` is the side of its region sum, in cells.
+    it reads corners as corner and extent.
     """
 
     batch_size: int = 30
     boxes_as_xywh: bool = False
-    region: int = 4
 
 
 @dataclass(frozen=True)
@@ -636,7 +635,7 @@ SETS = {
             train_rule=CUB_TRAIN,  # the paper has no imbalanced Tiny-ImageNet
             test_rule=CUB_TEST,
             heldout="half",
-            official=Official(batch_size=640, boxes_as_xywh=True, region=3),
+            official=Official(batch_size=640, boxes_as_xywh=True),
             marker=TinyImageNet.marker,
             url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
             bytes=248_100_043,

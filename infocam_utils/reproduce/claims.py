@@ -225,11 +225,14 @@ def _summary(
             chosen = results.difference(pool, first, second)
     if chosen.empty:
         return {}
-    made = {}
+    made: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in results.over_seeds(chosen).to_dict("records"):
         if row["unit"] not in (claim.unit, "points" if claim.unit == "%" else claim.unit):
             raise LedgerError(f"row {claim.id}: is in {claim.unit!r}, its {what} in {row['unit']!r}")
-        made[tuple(str(row.get(c)) for c in SETTING)] = {str(k): v for k, v in row.items()}
+        setting = tuple(str(row.get(c)) for c in SETTING)
+        if setting in made:
+            raise LedgerError(f"row {claim.id}: {what} selects more than one number of {_setting(row)}")
+        made[setting] = {str(k): v for k, v in row.items()}
     return made
 
 
@@ -262,15 +265,24 @@ def ours(row: Judged) -> str:
     values = [f.value for f in row.findings if f.own and f.value is not None]
     if row.claim.paper is not None and values:
         return " · ".join(map(number, values))
-    leads = sorted((f.direction for f in row.findings if f.side and f.direction), key=lambda r: r["value"])
+    leads = [f.direction for f in row.findings if f.side and f.direction]
     if not leads:
         return "–"
-    text = f"above 0 in {row.count()['above']} of {len(leads)} settings, below in {row.count()['below']}"
+    elsewhere = [f.value for f in row.findings if f.value is not None and row.claim.paper is not None]
+    text = f"{_span(elsewhere)} on other or smaller data; " if elsewhere else ""
+    text += f"the difference ({_span(leads)}) lies above 0 in {row.count()['above']} of {len(leads)} settings"
+    text += f", below in {row.count()['below']}"
     heads = sorted({f.head for f in row.findings if f.head})
     if len(heads) > 1:
-        text += "; " + ", ".join(f"{h} head {'/'.join(map(str, row.count(h).values()))}" for h in heads)
-    least, most = ({**lead, "low": None} for lead in (leads[0], leads[-1]))
-    return f"{text}; from {number(least, unit=False)} to {number(most)}"
+        counts = (f"{h} head {'/'.join(map(str, row.count(h).values()))}" for h in heads)
+        text += f" (above/undecided/below: {', '.join(counts)})"
+    return text
+
+
+def _span(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """The least and the largest value: "−0.4 to 7.0 points"."""
+    ends = [{**pick(rows, key=lambda row: row["value"]), "low": None} for pick in (min, max)]
+    return f"{number(ends[0], unit=False)} to {number(ends[1])}"
 
 
 HEADER = ["The paper says", "Paper", "Here", "Verdict"]
@@ -328,12 +340,13 @@ def values_table(judged: Iterable[Judged]) -> pd.DataFrame:
     import pandas as pd
 
     made = [
-        {**f.value, "label": f"{row.claim.statement}\n{f.setting}", "paper": row.claim.paper}
+        {**f.value, "label": f.setting, "paper": row.claim.paper}
+        | {"claim": f"{row.claim.statement}, {row.claim.unit}"}
         for row in judged
         for f in row.findings
         if f.value is not None and row.claim.paper is not None
     ]
-    return pd.DataFrame(made, columns=["label", "unit", "value", "low", "high", "paper"])
+    return pd.DataFrame(made, columns=["claim", "label", "value", "low", "high", "paper"])
 
 
 def directions_table(judged: Iterable[Judged]) -> pd.DataFrame:
@@ -414,8 +427,8 @@ def localization_table(rows: pd.DataFrame) -> str:
 
 
 def real_tables(rows: pd.DataFrame) -> str:
-    """Both tables, of the runs on photographs alone (not of drawn data and digits)."""
-    photographs = rows[~rows["run"].isin(["quick", "smoke", "paper"])]
+    """Both tables, of photographs alone: what a network learned that starts from weights."""
+    photographs = rows[rows["weights"].notna()] if "weights" in rows else rows[:0]
     made = [imbalance_table(photographs), localization_table(photographs)]
     return "\n\n".join(filter(None, made)) or "No run on photographs yet."
 

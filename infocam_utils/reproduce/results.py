@@ -38,7 +38,8 @@ _THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a dif
 _INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector"}
 _NUMBERS = {"value", "stderr", "low", "high", "tau", "common_length"}
 # A choice that a table shows beside a number, not a measured number: it may jump where two are as good.
-CHOICES = ("threshold", "oracle_threshold")
+CHOICES = ("threshold",)
+NOT_NEGATIVE = ("worst_error",)  # metrics whose interval must not reach below 0
 _PLACES = ("data_dir", "output_dir", "results_dir")  # where a run reads and writes, not what it computes
 PACKAGES = (
     "infocam torch torchvision numpy scipy scikit-learn pandas numba lightning-fabric papermill nbconvert"
@@ -154,11 +155,12 @@ def select(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:
     return rows[chosen]
 
 
-def interval(values: Iterable[float], share: bool = False) -> tuple[float, float]:
+def interval(values: Iterable[float], share: bool = False, positive: bool = False) -> tuple[float, float]:
     """Student's t interval (95 %) of the mean of one value per seed; NaN for a single seed.
 
     For a `share` in per cent the interval is made on the logit scale by the delta method,
-    ``logit p ± t s / (p (1 − p) √n)``, and carried back, so that it stays inside [0, 100].
+    ``logit p ± t s / (p (1 − p) √n)``, and carried back, so that it stays inside [0, 100]; for a `positive`
+    number likewise on the logarithmic scale, ``m exp(± t s / (m √n))``.
 
     >>> [round(end, 1) for end in interval([80.0, 82.0, 84.0])]
     [77.0, 87.0]
@@ -173,6 +175,9 @@ def interval(values: Iterable[float], share: bool = False) -> tuple[float, float
     if n == 1:
         return math.nan, math.nan
     half = float(t.ppf(0.975, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
+    if positive:
+        factor = math.exp(min(half / mean, 700.0)) if mean > 0 else 1.0
+        return mean / factor, mean * factor
     if not share:
         return mean - half, mean + half
     p = mean / 100
@@ -201,7 +206,8 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     names = keys(rows)
     made = []
     for _, group in rows[rows["seed"].notna()].groupby(names, dropna=False, sort=False):
-        low, high = interval(group["value"], share=group["unit"].iloc[0] == "%")
+        metric, unit = group["metric"].iloc[0], group["unit"].iloc[0]
+        low, high = interval(group["value"], share=unit == "%", positive=metric in NOT_NEGATIVE)
         one = group.iloc[0].to_dict() | {"value": group["value"].mean(), "low": low, "high": high}
         one |= {"stderr": group["stderr"].mean() / math.sqrt(len(group)), "seeds": len(group)}
         made.append(one | {"interval": "t over seeds" if len(group) > 1 else "none"})
@@ -256,7 +262,9 @@ def _portable(value: Any) -> Any:
         return {k: _portable(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_portable(v) for v in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if isinstance(value, str):  # several data sets are named with commas between
+        return ",".join(Path(one).name if Path(one).is_absolute() else one for one in value.split(","))
+    return value
 
 
 def write(
@@ -336,8 +344,8 @@ def compare(committed: Results, fresh: Results) -> list[str]:
 
     A mean over S seeds may differ by 3 √2 standard errors: each row's own, over its n test images or pairs,
     divided by √S. So the bound follows from how much was measured; a number without sampling error must agree
-    to 1e-9. Two more things count: a paired difference whose interval excluded 0 and that has changed its
-    sign, and rows that only one side has. Seconds and `CHOICES` are left out.
+    to 1e-9. A paired difference whose interval excluded 0 must moreover stay inside that interval, so that no
+    effect is lost unseen; and rows that only one side has count. Seconds and `CHOICES` are left out.
     """
     import pandas as pd
 
@@ -363,8 +371,8 @@ def compare(committed: Results, fresh: Results) -> list[str]:
         if not abs(then["value"] - now) <= allowed:
             apart = f"more than {allowed:.2g} apart"
             found.append(f"{name}: committed {then['value']:.6g}, now {now:.6g}, {apart}")
-        elif decided and then["value"] * now < 0:
-            found.append(f"{name}: {then['value']:.3g} excluded 0 and is now {now:.3g}")
+        elif decided and not then["low"] <= now <= then["high"]:
+            found.append(f"{name}: was {number(then)}, which excluded 0, and is now {now:.3g}")
     return sorted(found)
 
 
@@ -377,7 +385,8 @@ def _tolerance(row: Row) -> float:
         p = (value / 100 * n + 2) / (n + 4)  # Agresti and Coull: an accuracy of 100 % is not without error
         return 300 * math.sqrt(2 * p * (1 - p) / n / max(seeds, 1))
     if not math.isnan(stderr):
-        return 3 * math.sqrt(2) * stderr + (1e-4 if seeds else 1e-9 * max(abs(value), 1.0))
+        images = 300 / n if row["unit"] in ("%", "points") and n > 0 else 0.0  # any three may change sides
+        return 3 * math.sqrt(2) * stderr + images + (1e-4 if seeds else 1e-9 * max(abs(value), 1.0))
     # No sampling error is known: what the seeds differ by, or a tenth.
     return 0.1 * abs(value) if math.isnan(high) else 2 * (high - value) + 1e-4
 

@@ -234,11 +234,49 @@ def test_exact_numbers_must_agree_to_rounding(tmp_path):
     assert len(differences(rows, moved(1e-6, rows, method="exact"), tmp_path / "b")) == 1
 
 
-def test_a_lost_sign_of_a_decided_difference_counts_although_it_is_near(tmp_path):
-    rows = ROWS.copy()
-    rows.loc[results.select(rows, than_method="cam").index, ["value", "low", "high"]] = [-0.5, -2.5, 1.5]
-    (found,) = differences(ROWS, rows, tmp_path)
-    assert "excluded 0" in found
+@pytest.mark.parametrize(("now", "lost"), [(-0.5, True), (0.01, True), (0.6, False), (4.4, False)])
+def test_a_lost_effect_counts_although_it_is_near(tmp_path, now, lost):
+    rows = ROWS.copy()  # 2.5 [0.5, 4.5] points; the tolerance alone would be 4.9
+    rows.loc[results.select(rows, than_method="cam").index, ["value", "low", "high"]] = [
+        now,
+        now - 2,
+        now + 2,
+    ]
+    found = differences(ROWS, rows, tmp_path)
+    assert len(found) == lost
+    assert not lost or "excluded 0" in found[0]
+
+
+def test_a_difference_that_was_exactly_zero_may_move_by_three_images(tmp_path):
+    zero = {
+        "value": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "stderr": 0.0,
+        "n": 1000,
+        "interval": "bootstrap over images",
+    }
+    rows = pd.DataFrame(
+        [zero | {"method": "infocam", "than_method": "cam", "metric": "gt_known", "unit": "points"}]
+    )
+    for moved_by, count in ((0.2, 0), (0.4, 1)):
+        fresh = rows.assign(value=moved_by, low=0.0, high=1.0)
+        assert len(differences(rows, fresh, tmp_path / str(count))) == count
+
+
+def test_an_interval_of_a_positive_number_stays_positive():
+    low, high = results.interval([0.001, 0.009, 0.02], positive=True)
+    assert 0 < low < 0.01 < high
+    near = results.interval([0.0100, 0.0101, 0.0103], positive=True)
+    assert near == pytest.approx(results.interval([0.0100, 0.0101, 0.0103]), rel=1e-3)
+    rows = pd.DataFrame({"metric": "worst_error", "unit": "nats", "seed": [0, 1], "value": [0.001, 0.02]})
+    assert results.over_seeds(rows)["low"].iloc[0] > 0
+
+
+def test_several_data_sets_stay_several_without_their_folders():
+    assert results.parameters({"dataset": "/x/birds-a,/y/birds-b,digits"}) == {
+        "dataset": "birds-a,birds-b,digits"
+    }
 
 
 def test_what_only_one_side_has_counts(tmp_path):
