@@ -270,7 +270,8 @@ def ours(row: Judged) -> str:
         return "–"
     elsewhere = [f.value for f in row.findings if f.value is not None and row.claim.paper is not None]
     text = f"{_span(elsewhere)} on other or smaller data; " if elsewhere else ""
-    text += f"the difference ({_span(leads)}) lies above 0 in {row.count()['above']} of {len(leads)} settings"
+    noun = "difference" if leads[0]["unit"] == "points" else "value"
+    text += f"{noun} ({_span(leads)}) above 0 in {row.count()['above']} of {len(leads)} settings"
     text += f", below in {row.count()['below']}"
     heads = sorted({f.head for f in row.findings if f.head})
     if len(heads) > 1:

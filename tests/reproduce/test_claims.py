@@ -114,7 +114,7 @@ def test_counts_are_told_for_each_head():
     assert row.count("free") == {"above": 2, "undecided": 0, "below": 0}
     assert row.count("decayed") == {"above": 0, "undecided": 1, "below": 1}
     assert claims.ours(row) == (
-        "the difference (−2.0 to 2.0 points) lies above 0 in 2 of 4 settings, below in 1 "
+        "difference (−2.0 to 2.0 points) above 0 in 2 of 4 settings, below in 1 "
         "(above/undecided/below: decayed head 0/1/1, free head 2/0/0)"
     )
 
