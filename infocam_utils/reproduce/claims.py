@@ -198,7 +198,9 @@ def _findings(claim: Claim, rows: pd.DataFrame) -> list[Finding]:
 
 def _setting(row: Mapping[Any, Any]) -> str:
     region = results.known(row).get("region", 1)
-    return setting_words(row) + (f", {region}×{region} sum" if region > 1 else "")
+    seeds = row.get("seeds")
+    words = setting_words(row) + (f", {region}×{region} sum" if region > 1 else "")
+    return words + (f", {seeds} seeds" if seeds and seeds > 1 else "")
 
 
 def _summary(
