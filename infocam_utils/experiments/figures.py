@@ -105,7 +105,7 @@ def intervals(
                 ax.plot(row["paper"], at, "D", color="0.35", fillstyle="none")
         ax.set_yticks(range(len(part)), part["label"], fontsize="small")
         ax.set(ylim=(len(part) - 0.5, -0.5))
-        ax.locator_params(axis="x", nbins=6)
+        ax.locator_params(axis="x", nbins=5)
         ax.set_title(title, loc="left", fontsize="small")
         if band is not None:
             ax.axvspan(-band, band, color="0.5", alpha=0.15, lw=0)
