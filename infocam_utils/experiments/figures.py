@@ -34,6 +34,7 @@ def use_style() -> None:
         {
             "figure.dpi": 110,
             "savefig.dpi": 160,
+            "savefig.bbox": "tight",  # a title may be wider than its panel
             "figure.constrained_layout.use": True,
             "axes.titlesize": "medium",
             "legend.frameon": False,
