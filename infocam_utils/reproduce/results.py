@@ -193,7 +193,8 @@ def interval(values: Iterable[float], share: bool = False, positive: bool = Fals
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a number: the mean over its seeds with a t interval; rows without a seed stay as they are.
 
-    Adds the column `seeds`, how many there were. Raises ValueError for equal seeds.
+    Adds the columns `seeds`, how many there were, and `spread`, their standard deviation. Raises ValueError
+    for equal seeds.
 
     >>> import pandas as pd
     >>> two = pd.DataFrame({"metric": "accuracy", "unit": "%", "seed": [0, 1], "value": [80.0, 82.0]})
@@ -210,6 +211,7 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
         low, high = interval(group["value"], share=unit == "%", positive=metric in NOT_NEGATIVE)
         one = group.iloc[0].to_dict() | {"value": group["value"].mean(), "low": low, "high": high}
         one |= {"stderr": group["stderr"].mean() / math.sqrt(len(group)), "seeds": len(group)}
+        one["spread"] = group["value"].std()
         made.append(one | {"interval": "t over seeds" if len(group) > 1 else "none"})
     whole = rows[rows["seed"].isna()].assign(seeds=0)
     summary = pd.concat([pd.DataFrame(made), whole], ignore_index=True) if made else whole
@@ -343,9 +345,12 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     """Differences that matter, as sentences; two runs of the same thing on two machines should have none.
 
     A mean over S seeds may differ by 3 √2 standard errors: each row's own, over its n test images or pairs,
-    divided by √S. So the bound follows from how much was measured; a number without sampling error must agree
-    to 1e-9. A paired difference whose interval excluded 0 must moreover stay inside that interval, so that no
-    effect is lost unseen; and rows that only one side has count. Seconds and `CHOICES` are left out.
+    or the spread of the seeds, whichever is larger, divided by √S. So the bound follows from how much was
+    measured; a number without sampling error must agree to 1e-9. A paired difference whose interval excluded
+    0 must moreover keep its sign, and rows that only one side has count.
+
+    Left out are seconds, `CHOICES`, and percentages of one network that was trained from its first layer on:
+    another machine rounds otherwise, trains another network, and one says nothing of how much they differ.
     """
     import pandas as pd
 
@@ -358,8 +363,10 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     found = [f"{k}: committed {then!r}, now {now!r}" for k, (then, now) in about.items() if then != now]
     sides = []
     for one in (committed, fresh):
-        table = over_seeds(one.rows).reindex(columns=[*PROPERTIES, *_THAN, *MEASURE, "seeds"])
-        table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES)]
+        table = over_seeds(one.rows).reindex(columns=[*PROPERTIES, *_THAN, *MEASURE, "seeds", "spread"])
+        sampled = table["interval"].fillna("none").isin(("none", "draws of held-out images"))
+        single = (table["frozen"] == False) & (table["unit"] == "%") & (table["seeds"] < 2) & sampled  # noqa: E712
+        table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES) & ~single]
         told = [_told(row) for row in table[[*PROPERTIES, *_THAN]].to_dict("records")]
         sides.append(dict(zip(told, table.to_dict("records"), strict=True)))
     old, new = sides
@@ -371,7 +378,7 @@ def compare(committed: Results, fresh: Results) -> list[str]:
         if not abs(then["value"] - now) <= allowed:
             apart = f"more than {allowed:.2g} apart"
             found.append(f"{name}: committed {then['value']:.6g}, now {now:.6g}, {apart}")
-        elif decided and not then["low"] <= now <= then["high"]:
+        elif decided and not then["value"] * now > 0:
             found.append(f"{name}: was {number(then)}, which excluded 0, and is now {now:.3g}")
     return sorted(found)
 
@@ -381,12 +388,15 @@ def _tolerance(row: Row) -> float:
     got = known(row)
     value, n, stderr, high = (float(got.get(c, math.nan)) for c in ("value", "n", "stderr", "high"))
     seeds = int(row["seeds"])
+    spread = 3 * math.sqrt(2 / max(seeds, 1)) * float(got.get("spread", 0.0))
     if row["unit"] == "%" and n > 0 and (seeds or math.isnan(stderr)):
         p = (value / 100 * n + 2) / (n + 4)  # Agresti and Coull: an accuracy of 100 % is not without error
-        return 300 * math.sqrt(2 * p * (1 - p) / n / max(seeds, 1))
+        return max(spread, 300 * math.sqrt(2 * p * (1 - p) / n / max(seeds, 1)))
     if not math.isnan(stderr):
         images = 300 / n if row["unit"] in ("%", "points") and n > 0 else 0.0  # any three may change sides
-        return 3 * math.sqrt(2) * stderr + images + (1e-4 if seeds else 1e-9 * max(abs(value), 1.0))
+        return max(
+            spread, 3 * math.sqrt(2) * stderr + images + (1e-4 if seeds else 1e-9 * max(abs(value), 1.0))
+        )
     # No sampling error is known: what the seeds differ by, or a tenth.
     return 0.1 * abs(value) if math.isnan(high) else 2 * (high - value) + 1e-4
 
