@@ -194,7 +194,7 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a number: the mean over its seeds with a t interval; rows without a seed stay as they are.
 
     Adds the columns `seeds`, how many there were, and `spread`, their standard deviation. Raises ValueError
-    for equal seeds.
+    for equal seeds and for no rows.
 
     >>> import pandas as pd
     >>> two = pd.DataFrame({"metric": "accuracy", "unit": "%", "seed": [0, 1], "value": [80.0, 82.0]})
@@ -203,6 +203,8 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
+    if rows.empty:
+        raise ValueError("there is no row to take a mean of: the selection names no row of the results")
     rows = tidy(rows).reindex(columns=[*keys(tidy(rows)), *MEASURE])
     names = keys(rows)
     made = []

@@ -228,6 +228,11 @@ def test_a_share_without_seed_or_interval_has_the_tolerance_of_its_images(tmp_pa
     assert len(differences(rows, moved(6.0, rows), tmp_path / "b")) == 1
 
 
+def test_a_mean_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="names no row"):
+        results.over_seeds(ROWS[ROWS["method"] == "no such method"])
+
+
 def test_seeds_that_differ_more_than_their_images_explain_set_the_tolerance(tmp_path):
     rows = accuracies("softmax", [76.0, 80.0, 84.0], n=1_000_000)
     bound = 3 * math.sqrt(2) * 4.0 / math.sqrt(3)
