@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 from infocam_utils.classifiers.adapt import Classifier, adapt
+from infocam_utils.data.images import IMAGENET_MEAN, IMAGENET_STD
 from infocam_utils.data.store import file_digest
 
 STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
@@ -24,6 +25,9 @@ STRIDES: dict[str, tuple[int, ...]] = {  # the first is the backbone's own
     "resnet50": (32, 16, 8, 4),
     "vgg16_gap": (16,),
     "mobilenet_v2": (32, 16),
+    "efficientnet_lite0": (32,),  # of timm, an optional extra, as are the next two
+    "efficientnet_lite1": (32,),
+    "efficientnet_lite2": (32,),
     "paper_mnist_cnn": (),  # no map: one cell, whatever the image's size
 }
 ADL_PLACES: dict[str, dict[str, dict[str, float]]] = {  # thresholds by the layers that they follow
@@ -134,6 +138,39 @@ def _mobilenet_v2(stock: torchvision.models.MobileNetV2, num_classes: int, strid
     return Classifier(stock.features, stock.classifier[1], "mobilenet_v2", dropout=0.2)
 
 
+class _FromMinusOneToOne(nn.Module):
+    """Images normalised by ImageNet's mean and deviation → the range [−1, 1] of their pixels."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+        self.register_buffer("scale", 2 * std, persistent=False)
+        self.register_buffer("shift", 2 * mean - 1, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+def _timm_model(name: str) -> nn.Module:
+    try:
+        import timm  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ImportError(
+            f"{name} comes from timm, which is not installed: pip install 'infocam[timm]'"
+        ) from None
+    return timm.create_model(f"tf_{name}", pretrained=False)
+
+
+def _efficientnet_lite(stock: Any, num_classes: int, name: str) -> Classifier:
+    first, last = (stock.conv_stem, stock.bn1), (stock.conv_head, stock.bn2)
+    features = nn.Sequential(_FromMinusOneToOne(), *first, *stock.blocks, *last)
+    stock.classifier = nn.Linear(stock.num_features, num_classes)
+    return Classifier(features, stock.classifier, name, dropout=0.2)
+
+
 def _paper_mnist_cnn(num_classes: int, image_size: int) -> Classifier:
     side = ((image_size - 4) // 2 - 4) // 2
     if side < 1:
@@ -187,6 +224,14 @@ def _read_state(weights: str | Path, backbone: str) -> dict[str, Tensor]:
     if weights == "imagenet":
         if backbone in ("small_resnet", "paper_mnist_cnn"):
             raise ValueError(f"{backbone} has no ImageNet weights; pass weights=None or a local file")
+        if backbone.startswith("efficientnet_lite"):
+            import timm  # type: ignore[import-not-found, unused-ignore]
+
+            try:
+                return timm.create_model(f"tf_{backbone}", pretrained=True).state_dict()
+            except Exception as error:  # of the hub's client, of many kinds
+                remedy = "download it elsewhere and pass weights=<local file>"
+                raise RuntimeError(f"timm cannot fetch tf_{backbone} ({error}); {remedy}") from error
         stock_name = {"vgg16_gap": "vgg16"}.get(backbone, backbone.removeprefix("torchvision:"))
         entry = torchvision.models.get_model_weights(stock_name)["IMAGENET1K_V1"]
         try:
@@ -244,7 +289,8 @@ def classifier(
     Parameters
     ----------
     backbone : `small_resnet` (180 thousand parameters, for 64-pixel images), `resnet18`, `resnet50`,
-        `vgg16_gap`, `mobilenet_v2`, `torchvision:NAME` for any torchvision model of this form, or
+        `vgg16_gap`, `mobilenet_v2`, `efficientnet_lite0` to 2 of timm (an optional extra; its padding is
+        TensorFlow's), `torchvision:NAME` for any torchvision model of this form, or
         `paper_mnist_cnn` (432 thousand parameters), whose features are one cell, since it does not pool
     num_classes : K, at least 2
     weights : None (random, from torch's global generator), `imagenet` (torchvision's IMAGENET1K_V1), or a
@@ -263,6 +309,7 @@ def classifier(
     ValueError : unknown backbone, impossible stride, ADL elsewhere, a file that does not fit
     FileNotFoundError : no such weights file
     RuntimeError : the pretrained weights cannot be downloaded
+    ImportError : timm is not installed
 
     Examples
     --------
@@ -296,9 +343,12 @@ def classifier(
     elif backbone == "paper_mnist_cnn":
         model = _paper_mnist_cnn(num_classes, image_size or 28)
     else:
-        stock = torchvision.models.get_model(backbone.removeprefix("torchvision:"), weights=None)
+        of_timm, name = backbone.startswith("efficientnet_lite"), backbone.removeprefix("torchvision:")
+        stock = _timm_model(name) if of_timm else torchvision.models.get_model(name, weights=None)
         if backbone == "mobilenet_v2":
             model = _mobilenet_v2(stock, num_classes, cell)
+        elif of_timm:
+            model = _efficientnet_lite(stock, num_classes, backbone)
         elif backbone in STRIDES:
             model = _resnet(backbone, stock, num_classes, cell)
         else:

@@ -525,9 +525,11 @@ FROM_SCRATCH: dict[str, Any] = dict.fromkeys(UNSET) | {
     "batch_size": 64,
     "lr": 1e-2,
     "head_lr": 1.0,
+    "head_start": "random",
     "weight_decay": 0.01,
     "optimizer": "adamw",
     "schedule": "onecycle",
+    "batch_norm": "adapt",
     "head_optimizer": "lbfgs",
     "precision": "32-true",
     "devices": 1,
@@ -545,6 +547,7 @@ PRETRAINED = FROM_SCRATCH | {
     "weight_decay": 1e-4,
     "optimizer": "sgd",
     "schedule": "step",
+    "precision": "auto",
 }
 # The paper's 8 epochs; its momentum of 0.5 at rate 0.01 is our 0.9 at 0.002.
 PAPER_MNIST = FROM_SCRATCH | {

@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infocam_utils.classifiers import backbones, training
+from infocam_utils.cam import common_share
+from infocam_utils.classifiers import backbones, heads, training
 from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.data import sets, store
 from infocam_utils.data.images import IMAGENET_MEAN, IMAGENET_STD, Geometry, ImageSet, prepare
@@ -26,7 +28,11 @@ from infocam_utils.data.splits import ImbalanceRule, imbalanced_subset
 from infocam_utils.information import Kind, PCSoftmaxLoss, check_choice, class_prior
 
 # What `training.fit` takes from a recipe as it is.
-FITTING = ("geometry", "lr", "batch_size", "weight_decay", "optimizer", "schedule", "precision", "devices")
+HISTORY = "common_share"  # in the store, beside a network's tensors
+FITTING = (
+    *("geometry", "lr", "batch_size", "weight_decay", "optimizer", "schedule", "batch_norm", "precision"),
+    "devices",
+)
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,11 @@ class Recipe:
     log_prior_bias : the head's bias starts at log π, so that a plain softmax need not learn the shares
     frozen : only a linear head is trained, on features computed once (the paper's way with CUB)
     passes : training images seen, epochs times images
-    batch_size, lr, weight_decay, optimizer, schedule, precision, devices : see
+    batch_size, lr, weight_decay, optimizer, schedule, batch_norm, precision, devices : see
         :func:`infocam_utils.classifiers.training.fit`
     head_lr : multiple of `lr` for the linear layer, new on a pretrained network
+    head_start : of the linear layer of a network that is trained: "random", PyTorch's; "zero"; or "fitted" on
+        the features as they come, so that its first gradients do not destroy them
     head_optimizer, head_decay : of the head on frozen features; head_decay=None chooses it off the test set
 
     >>> digits = recipe("digits")
@@ -77,9 +85,11 @@ class Recipe:
     batch_size: int
     lr: float
     head_lr: float
+    head_start: Literal["random", "zero", "fitted"]
     weight_decay: float
     optimizer: Literal["adamw", "sgd"]
     schedule: Literal["onecycle", "constant", "step"]
+    batch_norm: Literal["adapt", "frozen"]
     head_optimizer: Literal["adamw", "lbfgs"]
     head_decay: float | None
     precision: str
@@ -130,7 +140,8 @@ def recipe(dataset: str | Path, data_dir: str | Path | None = None, **changes: A
     ----------
     dataset : as :func:`infocam_utils.data.sets.locate` finds it; a relative path is looked up from here, now
     changes : fields of :class:`Recipe`; None takes the default. `weights` is "imagenet", "none", or a file,
-        which may also be named as it lies in the data directory.
+        which may also be named as it lies in the data directory; `precision` may be "32", exact, or "auto",
+        what :func:`infocam_utils.classifiers.training.best_precision` measures on this machine.
 
     Raises
     ------
@@ -156,6 +167,8 @@ def recipe(dataset: str | Path, data_dir: str | Path | None = None, **changes: A
             places = f"neither from {Path.cwd()} nor in {root}"
             raise FileNotFoundError(f"no weights file {weights}, {places}; pass one, 'imagenet' or 'none'")
         weights = str(there[0].resolve())
+    if made["precision"] in ("auto", "32"):
+        made["precision"] = training.best_precision() if made["precision"] == "auto" else "32-true"
     return Recipe(**made | {"weights": None if weights == "none" else weights})
 
 
@@ -242,15 +255,23 @@ def loss_of(kind: Kind, prior: Tensor) -> nn.Module:
 def network(recipe: Recipe, seed: int, data_dir: str | Path | None = None) -> Classifier:
     """The network that a recipe and a seed determine, from the store when it was trained before.
 
-    With ``frozen`` it is the untrained one. An interrupted training goes on from its last epoch.
+    With ``frozen`` it is the untrained one. An interrupted training goes on from its last checkpoint.
+    """
+    return with_history(recipe, seed, data_dir)[0]
+
+
+def with_history(
+    recipe: Recipe, seed: int, data_dir: str | Path | None = None
+) -> tuple[Classifier, np.ndarray]:
+    """The network, and `cam.common_share` of its class weights at the start and after each epoch.
+
+    A frozen network's linear layer is not trained: then there is no number.
     """
     if recipe.frozen:
-        return untrained(recipe, _all_images(recipe, data_dir).num_classes, seed).eval()
+        return untrained(recipe, _all_images(recipe, data_dir).num_classes, seed).eval(), np.empty(0)
     train = training_set(recipe, seed, data_dir)
     model = untrained(recipe, train.num_classes, seed)
     shares = class_prior(train.labels, train.num_classes)
-    if recipe.log_prior_bias:
-        training.initialise_bias(model.linear, shares)
     key = {
         **asdict(recipe),
         "dataset": train.key,
@@ -266,12 +287,48 @@ def network(recipe: Recipe, seed: int, data_dir: str | Path | None = None) -> Cl
 
     def fitted(_: store.Draft) -> Mapping[str, Tensor]:
         epochs = max(1, round(recipe.passes / len(train)))
-        training.fit(model, train, loss_of(recipe.loss, shares), epochs=epochs, **options)
-        return model.state_dict()
+        loss = loss_of(recipe.loss, shares)
+        if recipe.head_start == "fitted":
+            how: dict[str, Any] = {"geometry": recipe.geometry, "precision": recipe.precision}
+            features = training.pooled_features(model, train, store=keeper, **how)
+            model.linear = fitted_head(recipe, features, train.labels, train.num_classes, loss, seed)
+        elif recipe.head_start == "zero":
+            nn.init.zeros_(model.linear.weight)
+            nn.init.zeros_(model.linear.bias)
+        if recipe.log_prior_bias:
+            training.initialise_bias(model.linear, shares)
+        shown = [_common_share(model)]
+        shown += training.fit(model, train, loss, epochs=epochs, watch=_common_share, **options)
+        return model.state_dict() | {HISTORY: torch.tensor(shown, dtype=torch.float64)}
 
-    model.load_state_dict(store.tensors(keeper.get("network", key, fitted)))
+    found = store.tensors(keeper.get("network", key, fitted))
+    history = found.pop(HISTORY).numpy()
+    model.load_state_dict(found)
     checkpoint.unlink(missing_ok=True)
-    return model.eval()
+    return model.eval(), history
+
+
+def _common_share(model: nn.Module) -> float:
+    return common_share(model.linear.weight.detach())  # type: ignore[union-attr, operator]
+
+
+def fitted_head(
+    recipe: Recipe, features: Tensor, labels: Tensor, num_classes: int, loss: nn.Module, seed: int
+) -> nn.Linear:
+    """The recipe's linear layer on frozen features (N, C), by its `head_optimizer` and `head_decay`.
+
+    The decay is chosen with cross-entropy whatever the loss, so that losses are compared at the same decay.
+
+    >>> digits, labels = recipe("digits", head_decay=0.1), torch.tensor([0, 1])
+    >>> fitted_head(digits, torch.eye(2), labels, 2, nn.CrossEntropyLoss(), seed=0)(torch.eye(2)).argmax(1)
+    tensor([0, 1])
+    """
+    known, decay = (features, labels, num_classes), recipe.head_decay
+    if decay is None:
+        decay = heads.select_decay(*known, seed=seed)
+    epochs = max(1, round(recipe.passes / len(labels)))
+    how: dict[str, Any] = {"optimizer": recipe.head_optimizer, "epochs": epochs, "seed": seed}
+    return heads.fit_head(*known, loss, weight_decay=decay, **how)
 
 
 def prepared(images: ImageSet, rows: Sequence[int], recipe: Recipe) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import sys
 import urllib.error
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from infocam_utils.classifiers.adapt import evaluation_mode
 from infocam_utils.classifiers.backbones import ADL, STRIDES, classifier, weights_digest
+from infocam_utils.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def parameters(model: nn.Module) -> int:
@@ -284,3 +286,26 @@ def test_weights_digest_is_of_the_content(tmp_path):
 def test_impossible_classifiers_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         classifier(*arguments)
+
+
+def test_efficientnet_lite_is_timms_with_the_scaling_inside(tmp_path):
+    """On images normalised as all others are; its weights are read under timm's names."""
+    timm = pytest.importorskip("timm", reason="timm is an optional extra")
+    torch.manual_seed(0)
+    stock, images = timm.create_model("tf_efficientnet_lite0", num_classes=6).eval(), torch.rand(2, 3, 65, 65)
+    torch.save(stock.state_dict(), tmp_path / "lite.pt")
+    model = classifier("efficientnet_lite0", 6, tmp_path / "lite.pt").eval()
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.inference_mode():
+        expected = stock(images * 2 - 1)
+        torch.testing.assert_close(model((images - mean) / std), expected, atol=1e-4, rtol=1e-4)
+    assert model.forward_features(images).shape == (2, 1280, 3, 3)
+    again = classifier("efficientnet_lite0", 4, tmp_path / "lite.pt")
+    assert again.linear.out_features == 4
+    assert torch.equal(again.features[1].weight, model.features[1].weight)
+
+
+def test_without_timm_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"pip install 'infocam\[timm\]'"):
+        classifier("efficientnet_lite0", 6)

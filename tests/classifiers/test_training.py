@@ -1,9 +1,11 @@
 """Training: same seed same bits, resume without a trace, several processes as one, and what is refused."""
 
 import copy
+import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -111,8 +113,10 @@ def test_the_seed_decides_order_crops_flips_and_dropout_and_every_epoch_has_its_
         assert sorted(first[0]) == sorted(first[1]), "an epoch is a permutation"
 
 
+@pytest.mark.parametrize("seconds", [600, -1])  # a checkpoint after each epoch, after each step
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatch, optimizer):
+def test_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatch, optimizer, seconds):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
     recipe = {**RECIPE, "epochs": 4, "optimizer": optimizer, "weight_decay": 0.01, "seed": 5}
     whole, parts, path = network(dropout=0.3), network(dropout=0.3), tmp_path / "run.pt"
     expected = fit(whole, stripes(), **recipe)
@@ -129,12 +133,66 @@ def test_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatc
     Interrupted.__name__ = "CrossEntropyLoss"
     with pytest.raises(KeyboardInterrupt):
         fit(parts, stripes(), Interrupted(), **recipe, checkpoint=path)
-    assert len(torch.load(path, weights_only=True)["losses"]) == 2
+    saved = torch.load(path, weights_only=True)
+    assert (len(saved["values"]), saved["step"]) == (2, 0 if seconds > 0 else 2)
     fresh = network(dropout=0.3)
     assert fit(fresh, stripes(), **recipe, checkpoint=path) == expected
     assert state_digest(fresh) == state_digest(whole)
-    monkeypatch.setattr(training, "_epoch", lambda *_: pytest.fail("a finished run goes on"))
+    monkeypatch.setattr(training._Steps, "epoch", lambda *_: pytest.fail("a finished run goes on"))
     assert fit(network(dropout=0.3), stripes(), **recipe, checkpoint=path) == expected
+
+
+def test_progress_says_how_far_it_is_and_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("INFOCAM_PROGRESS", str(tmp_path / "progress"))
+    fit(network(), stripes(), **RECIPE)
+    lines = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
+    assert (lines[-1]["done"], lines[-1]["total"]) == (12, 12)
+    assert re.fullmatch(r"training, epoch 3 of 3, loss \d\.\d{3}, 0 s left", lines[-1]["text"])
+    assert [training._duration(s) for s in (99, 100, 5939, 5941)] == ["99 s", "2 min", "99 min", "1.7 h"]
+
+
+def test_frozen_batch_statistics_stay_and_are_what_the_network_is_trained_with():
+    start, frozen, adapted = network(), network(), network()
+    start.features[1].running_mean.fill_(3.0)
+    frozen.load_state_dict(start.state_dict())
+    adapted.load_state_dict(start.state_dict())
+    losses = fit(frozen, stripes(), **{**RECIPE, "lr": 1e-9}, batch_norm="frozen")
+    fit(adapted, stripes(), **RECIPE)
+    assert torch.equal(frozen.features[1].running_mean, start.features[1].running_mean)
+    assert not torch.equal(adapted.features[1].running_mean, start.features[1].running_mean)
+    logits = predict(start, replace(stripes(), key="same"), geometry=CROP, accelerator="cpu")
+    expected = nn.functional.cross_entropy(logits, stripes().labels)
+    assert losses[-1] == pytest.approx(float(expected), abs=0.05)  # its crops are random
+    with pytest.raises(ValueError, match="batch_norm must be 'adapt' or 'frozen', was 'eval'"):
+        fit(network(), stripes(), **RECIPE, batch_norm="eval")
+
+
+def length_of_the_bias(model: nn.Module) -> float:
+    return float(model.linear.bias.detach().norm())
+
+
+def test_what_is_watched_is_returned_also_after_a_resume(tmp_path):
+    model, path = network(), tmp_path / "run.pt"
+    seen = fit(model, stripes(), **RECIPE, watch=length_of_the_bias, checkpoint=path)
+    assert len(seen) == 3
+    assert seen[-1] == length_of_the_bias(model)
+    assert fit(network(), stripes(), **RECIPE, watch=length_of_the_bias, checkpoint=path) == seen
+    with pytest.raises(ValueError, match="watch was 'length_of_the_bias', now None"):
+        fit(network(), stripes(), **RECIPE, checkpoint=path)
+
+
+def test_best_precision_follows_the_clock(monkeypatch):
+    """A machine whose 16-bit layers take a given share of the time of its 32-bit ones."""
+    for share, expected in ((0.3, "bf16-mixed"), (0.9, "32-true"), (3.0, "32-true")):
+        now = [0.0]
+
+        def forward(self, x, share=share, now=now):
+            now[0] += share if torch.is_autocast_enabled("cpu") else 1.0
+            return x
+
+        monkeypatch.setattr(nn.Conv2d, "forward", forward)
+        monkeypatch.setattr(training.time, "perf_counter", lambda now=now: now[0])
+        assert training.best_precision.__wrapped__("cpu") == expected
 
 
 def test_checkpoint_of_another_training_is_refused(tmp_path):

@@ -9,11 +9,23 @@ import pytest
 import torch
 from torch import nn
 
+from infocam_utils.cam import common_share
 from infocam_utils.classifiers import training
 from infocam_utils.classifiers.adapt import Classifier
+from infocam_utils.classifiers.heads import fit_head
 from infocam_utils.data.images import Geometry, ImageSet
+from infocam_utils.data.store import Store
 from infocam_utils.experiments import recipe as recipes
-from infocam_utils.experiments.recipe import Recipe, check_seeds, network, recipe, training_set, untrained
+from infocam_utils.experiments.recipe import (
+    Recipe,
+    check_seeds,
+    network,
+    recipe,
+    training_set,
+    untrained,
+    with_history,
+)
+from infocam_utils.information import PCSoftmaxLoss
 
 SMALL = recipe("digits", train_limit=40, passes=80, batch_size=16)
 
@@ -158,7 +170,7 @@ def entries(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipes.sets, "load_images", images)
     monkeypatch.setattr(recipes, "untrained", model)
-    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: fitted.append(options))
+    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: fitted.append(options) or [])
 
     def count(*runs: tuple[Recipe, int]) -> int:
         for made, seed in runs:
@@ -189,9 +201,11 @@ CHANGES = {
     "batch_size": 8,
     "lr": 0.5,
     "head_lr": 2.0,
+    "head_start": "zero",
     "weight_decay": 0.5,
     "optimizer": "sgd",
     "schedule": "constant",
+    "batch_norm": "frozen",
     "head_optimizer": "adamw",
     "head_decay": 0.5,
     "precision": "bf16-mixed",
@@ -225,10 +239,12 @@ def test_seed_images_code_and_the_content_of_the_weights_are_in_the_key(entries,
 
 def test_every_setting_of_training_reaches_it(entries):
     as_named = ("batch_size", "lr", "weight_decay", "optimizer", "schedule", "precision", "devices")
+    as_named += ("batch_norm",)
     changes = {name: CHANGES[name] for name in (*as_named, "passes", "flip", "head_lr")}
     entries((replace(SMALL, **changes), 3))
     (options,) = entries.fitted
     assert options.pop("checkpoint").name.startswith("checkpoint-")
+    assert options.pop("watch") is recipes._common_share
     expected = {name: CHANGES[name] for name in as_named} | {"geometry": Geometry(flip=True)}
     assert options == expected | {"epochs": 1, "lr_factors": {"linear": 2.0}, "seed": 3}
 
@@ -239,7 +255,7 @@ def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(tmp_path, m
 
     def stops(text: str, done: int, total: int) -> None:
         epochs.append(done)
-        if done == 1:
+        if done == total // 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -249,20 +265,52 @@ def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(tmp_path, m
     assert list((tmp_path / "cut").glob("cache/checkpoint-*.pt")), "the finished epoch must be kept"
     monkeypatch.setattr(training, "report_progress", lambda text, done, total: epochs.append(done))
     resumed = network(SMALL, 0, tmp_path / "cut").state_dict()
-    assert epochs == [1, 2], "two epochs in all: the first was not trained again"
+    assert epochs == [1, 3, 4, 6], "two epochs in all: the first was not trained again"
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list((tmp_path / "cut").glob("cache/checkpoint-*.pt"))
     again = network(SMALL, 0, tmp_path / "cut").state_dict()
-    assert epochs == [1, 2], "from the store"
+    assert epochs == [1, 3, 4, 6], "from the store"
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_the_start_at_the_log_prior_is_trained_from_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: None)
+    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: [])
     how = recipe("digits", few=5, many=50, log_prior_bias=True)
     bias = network(how, 0, tmp_path).linear.bias
     shares = torch.tensor([5.0, 50.0] * 5) / 275
     torch.testing.assert_close(bias, shares.log(), atol=1e-6, rtol=0)
+
+
+def test_the_head_starts_as_the_recipe_says_and_its_gauge_is_followed(tmp_path, monkeypatch):
+    """Without training: the head fitted on frozen features is `heads.fit_head`'s, and zero is zero."""
+    how = replace(SMALL, head_decay=0.01, head_start="fitted", loss="pc", few=2)
+    history = with_history(replace(how, passes=20, head_start="random"), 0, tmp_path)[1]
+    trained = network(replace(how, passes=20, head_start="random"), 0, tmp_path)
+    assert history[0] == pytest.approx(common_share(untrained(how, 10, 0).linear.weight.detach()))
+    assert history[-1] == pytest.approx(common_share(trained.linear.weight.detach()))
+    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: [])
+    fitted, train = network(how, 0, tmp_path), training_set(how, 0)
+    model, shares = untrained(how, 10, 0), torch.bincount(train.labels) / len(train)
+    features = training.pooled_features(model, train, geometry=how.geometry, store=Store(tmp_path))
+    loss = PCSoftmaxLoss(shares)
+    expected = fit_head(features, train.labels, 10, loss, weight_decay=0.01, optimizer="lbfgs")
+    torch.testing.assert_close(fitted.linear.weight, expected.weight)
+    torch.testing.assert_close(fitted.linear.bias, expected.bias)
+    zero, shown = with_history(replace(how, head_start="zero"), 0, tmp_path)
+    assert not zero.linear.weight.any()
+    assert not zero.linear.bias.any()
+    assert np.isnan(shown).all() or not shown.any()
+    assert len(with_history(replace(how, frozen=True), 0, tmp_path)[1]) == 0
+
+
+def test_precision_is_measured_or_exact(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "best_precision", lambda: "bf16-true")
+    assert recipe("digits", precision="auto").precision == "bf16-true"
+    assert recipe("digits", precision="32").precision == "32-true"
+    assert recipe("digits").precision == "32-true", "the quick profile's records are exact"
+    assert recipe("cub200", tmp_path, weights="none").precision == "bf16-true"
+    with pytest.raises(ValueError, match="precision must be one of"):
+        Recipe(**asdict(SMALL) | {"precision": "auto"})
 
 
 def test_a_frozen_network_is_not_trained(tmp_path):
