@@ -37,7 +37,7 @@ from infocam_utils.data.sets import Official, describe, load_images
 from infocam_utils.data.splits import half_split, stratified_split
 from infocam_utils.data.store import Draft, Store, atomic_write, code_digest, report_progress
 from infocam_utils.experiments import rows as rows_of
-from infocam_utils.experiments.recipe import Recipe, check_seeds, network, training_rows
+from infocam_utils.experiments.recipe import Recipe, check_seeds, training_rows, with_history
 from infocam_utils.information import Estimate, check_choice, class_prior, pointwise_mutual_information
 
 Sets = tuple[ImageSet, ImageSet, ImageSet]
@@ -372,10 +372,15 @@ def _boxes(
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a recipe and a seed gave: the network, its two heads, and the evidence of both sets of images."""
+    """What a recipe and a seed gave: the network, its heads, and the evidence of both sets of images.
+
+    `history` is the common share of the network's own class weights at the start and after each epoch of
+    training, empty for a frozen network.
+    """
 
     seed: int
     network: Classifier
+    history: np.ndarray
     heads: Mapping[str, nn.Linear]
     prior: Tensor
     held: Evidence
@@ -394,19 +399,23 @@ def evidence(
 ) -> Run:
     """The whole experiment for one seed: network → features → heads → evidence; from the store what is there.
 
-    `images` are those of `sets`; there are `thresholds` levels, equally spaced on [0, 0.98].
+    `images` are those of `sets`; there are `thresholds` levels, equally spaced on [0, 0.98]. A network that
+    is trained has two heads more: "own", its linear layer as training left it, and "own_zero_sum", the same
+    classifier in the gauge where the class weights sum to zero.
     """
     train, store = images[0], Store(data_dir)
     if recipe.few is not None:
         train = train.subset(training_rows(recipe, train, seed, data_dir))
-    model = network(recipe, seed, data_dir)
+    model, history = with_history(recipe, seed, data_dir)
     how: dict[str, Any] = {"geometry": recipe.geometry, "precision": recipe.precision, "store": store}
     heads = gauge_heads(pooled_features(model, train, **how), train.labels, train.num_classes, seed)
+    if not recipe.frozen:
+        heads |= {"own": model.linear, "own_zero_sum": cam.zero_sum(model.linear)}
     how["variants"] = variants(list(heads), region, paddings)
     how["thresholds"] = torch.linspace(0, 0.98, thresholds).tolist()
     how["prior"] = class_prior(train.labels, train.num_classes)
     held, scored = (collect(model, heads, part, **how) for part in images[1:])
-    return Run(seed, model, heads, how["prior"], held, scored)
+    return Run(seed, model, history, heads, how["prior"], held, scored)
 
 
 # ---- rows
@@ -535,11 +544,16 @@ def exact_pmi(recipe: Recipe, run: Run, data_dir: str | Path | None = None) -> n
 def head_rows(recipe: Recipe, runs: Sequence[Run], data_dir: str | Path | None = None) -> pd.DataFrame:
     """What is said of heads alone: `common_share`, how much of the weights is gauge, for every head and seed.
 
+    Of the head "own" also at the start of training and after each `epoch`.
     Where the data set's exact information is known also `pmi_correlation`, of estimated with exact PMI over
     the scored images. Of method "exact": the number of `classes` and, where known, `mutual_information`.
     """
     made: list[dict[str, Any]] = []
     for run in runs:
+        for epoch, share in enumerate(run.history):
+            if math.isfinite(share):  # weights that start at zero have none
+                about = {"head": "own", "seed": run.seed, "epoch": epoch, "unit": ""}
+                made.append(about | {"metric": "common_share", "value": share})
         exact = exact_pmi(recipe, run, data_dir)
         for (name, head), estimated in zip(run.heads.items(), run.scored.pmi, strict=True):
             about = {"head": name, "seed": run.seed, "unit": ""}

@@ -15,6 +15,7 @@ from infocam_utils.information import Estimate, Reading, accuracy, mutual_inform
 Row = dict[str, Any]  # one measured number and what it is of
 WHOLE = (  # columns of whole numbers, of which some are not applicable
     *("stride", "few", "many", "dimension", "seed", "n", "region", "than_region", "images", "vector"),
+    "epoch",
 )
 
 

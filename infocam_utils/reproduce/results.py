@@ -31,11 +31,11 @@ UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
 MEASURE = "seed value stderr n low high interval".split()
 PROPERTIES = (  # all that a row may say it is about, in the order of a table
     "run notebook profile dataset shares labels dimension backbone weights stride frozen few many test "
-    "method start rule tau head against region padding marginal official images vector common_length "
+    "method start rule tau head against region padding marginal official images vector common_length epoch "
     "metric unit"
 ).split()
 _THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a difference
-_INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector"}
+_INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector", "epoch"}
 _NUMBERS = {"value", "stderr", "low", "high", "tau", "common_length"}
 # A choice that a table shows beside a number, not a measured number: it may jump where two are as good.
 CHOICES = ("threshold",)
@@ -429,6 +429,9 @@ AGAINST = {
 }
 
 
+HEADS = {"own_zero_sum": "own (zero sum)"}
+
+
 def method_words(row: Row, than: str = "") -> str:
     """The method of a row in words; ``than="than_"`` gives the second method of a difference.
 
@@ -474,7 +477,7 @@ def setting_words(row: Row) -> str:
     if "frozen" in got and "weights" in got and not got["frozen"]:
         parts.append("fine-tuned")
     if "head" in got:
-        parts.append(f"{got['head']} head")
+        parts.append(f"{HEADS.get(got['head'], got['head'])} head")
     return ", ".join(filter(None, parts))
 
 

@@ -402,6 +402,15 @@ def test_the_experiment_on_drawn_birds(tmp_path: Path) -> None:
     start = sweep[sweep["common_length"] == 0].groupby("method")["value"]
     decayed = frame[(frame["head"] == "decayed") & (frame["seed"] == 0) & (frame["metric"] == "gt_known")]
     assert start.first()["cam"] == one(decayed, method="cam", region=1)["value"]
+    shares = said[(said["metric"] == "common_share") & (said["head"] == "own") & (said["seed"] == 0)]
+    assert shares["epoch"].tolist()[:-1] == [0, 1]
+    assert one(shares, epoch=1)["value"] == pytest.approx(shares["value"].iloc[-1]) != shares["value"].iloc[0]
+    assert one(said, head="own_zero_sum", seed=0, metric="common_share")["value"] < 1e-6
+    own, turned = (frame[(frame["head"] == head) & (frame["seed"] == 0)] for head in ("own", "own_zero_sum"))
+    accuracies = [one(f[f["metric"] == "accuracy"])["value"] for f in (own, turned)]
+    assert accuracies[0] == accuracies[1], "the same classifier"
+    scores = [f[(f["metric"] == "gt_known") & (f["method"] == "infocam")]["value"] for f in (own, turned)]
+    assert scores[0].tolist() == scores[1].tolist(), "infoCAM does not know the gauge"
 
 
 def test_boxes_at_gives_each_map_its_own_threshold() -> None:
