@@ -37,13 +37,15 @@ def fit_head(
     batch_size: int = 256,
     seed: int = 0,
     tolerance: float = 1e-6,
+    decay_bias: bool = False,
+    log_prior: Tensor | None = None,
 ) -> nn.Linear:
     r"""The linear layer that minimises the mean loss on `features` as they are, not standardised.
 
     "lbfgs" minimises :math:`\frac1N\sum_n \ell(W x_n + b, y_n) + \frac\lambda2 \|W\|^2` over all data at
     once, in float64, from 0, until no entry of the gradient exceeds `tolerance`; `seed`, `epochs`, `lr` and
     `batch_size` play no part in it. "adamw" takes minibatch steps with a learning rate that falls as a cosine
-    to 0 and with decoupled decay of the weights. The bias is never decayed.
+    to 0 and with decoupled decay of the weights. The bias is not decayed, unless `decay_bias`.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ def fit_head(
     labels : (N,) in 0..num_classes-1
     loss : from logits (B, K) and labels (B,) to their mean; cross-entropy unless given
     weight_decay : λ
+    decay_bias : the penalty takes in the bias: a softmax then cannot learn the class shares for nothing
+    log_prior : (K,) where AdamW's bias starts, instead of 0
 
     Raises
     ------
@@ -83,13 +87,15 @@ def fit_head(
     loss = nn.CrossEntropyLoss() if loss is None else loss
     head = nn.utils.skip_init(nn.Linear, features.shape[1], num_classes).to(features).eval()
     if optimizer == "lbfgs":
-        _lbfgs(head, features, labels, loss, weight_decay, tolerance)
+        _lbfgs(head, features, labels, loss, weight_decay, tolerance, decay_bias)
         return head
 
     generator, bound = torch.Generator().manual_seed(seed), head.in_features**-0.5  # nn.Linear's own range
     start = torch.empty(head.weight.shape).uniform_(-bound, bound, generator=generator)
-    head.load_state_dict({"weight": start, "bias": torch.zeros(head.out_features)})
-    groups: list[dict[str, Any]] = [{"params": [head.weight]}, {"params": [head.bias], "weight_decay": 0.0}]
+    bias = torch.zeros(head.out_features) if log_prior is None else log_prior
+    head.load_state_dict({"weight": start, "bias": bias})
+    of_bias = {"params": [head.bias], "weight_decay": weight_decay if decay_bias else 0.0}
+    groups: list[dict[str, Any]] = [{"params": [head.weight]}, of_bias]
     adam = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     steps = math.ceil(len(features) / batch_size)
     for epoch in range(epochs):
@@ -147,9 +153,15 @@ def select_decay(
 
 
 def _lbfgs(
-    head: nn.Linear, features: Tensor, labels: Tensor, loss: nn.Module, weight_decay: float, tolerance: float
+    head: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    loss: nn.Module,
+    weight_decay: float,
+    tolerance: float,
+    decay_bias: bool,
 ) -> None:
-    x, y = features.detach().cpu().double(), labels.cpu()
+    x, y, of_bias = features.detach().cpu().double(), labels.cpu(), weight_decay if decay_bias else 0.0
     sizes = [head.weight.numel(), head.out_features]  # of the vector in which weight and bias move
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -158,8 +170,9 @@ def _lbfgs(
         logits = torch.addmm(bias, x, weight.T).requires_grad_()  # (N, K)
         value = loss(logits, y)
         (slope,) = torch.autograd.grad(value, logits)
-        gradient = torch.cat([(slope.T @ x + weight_decay * weight).flatten(), slope.sum(0)])
-        return value.item() + 0.5 * weight_decay * weight.square().sum().item(), gradient.numpy()
+        gradient = [(slope.T @ x + weight_decay * weight).flatten(), slope.sum(0) + of_bias * bias]
+        penalty = 0.5 * weight_decay * weight.square().sum() + 0.5 * of_bias * bias.square().sum()
+        return value.item() + penalty.item(), torch.cat(gradient).numpy()
 
     options = {"maxiter": 5000, "maxfun": 10_000, "maxcor": 20, "ftol": 0.0, "gtol": tolerance}
     found = minimize(objective, np.zeros(sum(sizes)), jac=True, method="L-BFGS-B", options=options)
