@@ -318,8 +318,8 @@ def fitted_head(
 ) -> nn.Linear:
     """The recipe's linear layer on frozen features (N, C), by its `head_optimizer` and `head_decay`.
 
-    The decay is chosen with cross-entropy whatever the loss, so that losses are compared at the same decay.
-    AdamW passes the images ten times at least.
+    L-BFGS's decay is chosen with cross-entropy whatever the loss, so that losses are compared at the same
+    decay. AdamW, for what is too much for L-BFGS, passes the images ten times at least, with a decay of 0.01.
 
     >>> digits, labels = recipe("digits", head_decay=0.1), torch.tensor([0, 1])
     >>> fitted_head(digits, torch.eye(2), labels, 2, nn.CrossEntropyLoss(), seed=0)(torch.eye(2)).argmax(1)
@@ -327,7 +327,7 @@ def fitted_head(
     """
     known, decay = (features, labels, num_classes), recipe.head_decay
     if decay is None:
-        decay = heads.select_decay(*known, seed=seed)
+        decay = heads.select_decay(*known, seed=seed) if recipe.head_optimizer == "lbfgs" else 0.01
     epochs = max(10, round(recipe.passes / len(labels)))
     how: dict[str, Any] = {"optimizer": recipe.head_optimizer, "epochs": epochs, "seed": seed}
     return heads.fit_head(*known, loss, weight_decay=decay, **how)

@@ -37,7 +37,7 @@ def test_a_decayed_bias_is_the_weight_of_a_feature_that_is_one(data):
     reference = LogisticRegression(C=1 / (0.05 * len(x)), tol=1e-9, max_iter=5000, fit_intercept=False)
     reference.fit(torch.cat([x, torch.ones(len(x), 1)], 1).double().numpy(), y.numpy())
     found = torch.cat([head.weight, head.bias[:, None]], 1).detach()
-    assert torch.allclose(found.double(), torch.from_numpy(reference.coef_), atol=1e-5)
+    assert torch.allclose(found, torch.from_numpy(reference.coef_), atol=1e-5)
     plain = fit_head(x.double(), y, 5, **options)
     assert head.bias.norm() < 0.9 * (plain.bias - plain.bias.mean()).norm()
 
@@ -47,9 +47,8 @@ def test_adamw_starts_its_bias_at_the_log_prior_and_decays_it_on_request(data):
     prior = class_prior(y, 5)
     still = {"lr": 1e-12, "epochs": 1}
     assert torch.allclose(fit_head(x, y, 5, log_prior=prior.log(), **still).bias, prior.log(), atol=1e-5)
-    shrunk = fit_head(
-        x, y, 5, log_prior=1e4 * prior.log(), weight_decay=0.5, lr=0.1, epochs=1, decay_bias=True
-    )
+    large = {"log_prior": 100 * prior.log(), "weight_decay": 0.5, "lr": 0.1, "epochs": 1}
+    shrunk = fit_head(x, y, 5, **large, decay_bias=True)
     kept = fit_head(x, y, 5, **large)
     assert shrunk.bias.norm() < 0.99 * kept.bias.norm()
 
