@@ -26,14 +26,16 @@ from infocam_utils.experiments.recipe import Recipe, check_seeds
 from infocam_utils.information import Kind
 
 TAUS = tuple(np.linspace(-0.5, 1.5, 21))
-FROM_LOG_PRIOR = "softmax_from_log_prior"  # a softmax whose head starts at log π
-TRAININGS: dict[str, dict[str, Any]] = {  # what the experiment changes in the recipe of a network
-    "softmax": {"loss": "softmax", "log_prior_bias": False},
-    "pc": {"loss": "pc", "log_prior_bias": False},
-    FROM_LOG_PRIOR: {"loss": "softmax", "log_prior_bias": True},
-}
+LOSSES: tuple[Kind, ...] = get_args(Kind)
+LOG_PRIOR = "log-prior start"  # the softmax's bias starts at log π; PC-softmax has it in the loss
+# Where the loss and the correction could differ on frozen features, besides None, the converged heads:
+# options of `heads.fit_head`. AdamW's heads are stopped after some passes of the images.
+STOPPED = {f"stopped after {n} pass{'es' * (n > 1)}": n for n in (1, 3, 10, 30)}
+DECAYED_BIAS = "bias decayed"
+BALANCED = ("post_hoc", "pc")  # the two answers to one question: which class, were all as frequent?
 
-Logits = Mapping[tuple[str, int], Tensor]  # (name in TRAININGS, seed) -> (N, K) of all test images
+# (setting or None, loss, seed) -> (N, K) of all test images
+Logits = Mapping[tuple[str | None, str, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,28 +114,30 @@ def overview(task: ImbalancedTask, seed: int) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
-def logits_of(task: ImbalancedTask, seeds: Sequence[int]) -> dict[tuple[str, int], Tensor]:
-    """Logits (N, K) of all test images by both losses for every seed, by ("softmax" or "pc", seed).
+def logits_of(task: ImbalancedTask, seeds: Sequence[int]) -> dict[tuple[str | None, str, int], Tensor]:
+    """Logits (N, K) of all test images by both losses for every seed, by (setting, loss, seed).
 
-    A recipe that trains a network also has a plain softmax whose head starts at log π, FROM_LOG_PRIOR. On
-    frozen features a head is trained to convergence, and where it starts does not matter; its weight decay
-    is chosen with the plain softmax, and the same for both losses.
+    Setting None is the recipe as it is. A trained network has LOG_PRIOR besides. On frozen features heads are
+    trained to convergence, where the start does not matter and the two losses have one minimum; the other
+    settings are where they have not: STOPPED, each from both starts, and DECAYED_BIAS. The weight decay is
+    chosen with the plain softmax, and the same for both losses.
     """
     check_seeds(seeds)
     train = _of_heads if task.recipe.frozen else _of_networks
-    return {(name, seed): f for seed in seeds for name, f in train(task, seed).items()}
+    return {(*name, seed): f for seed in seeds for name, f in train(task, seed).items()}
 
 
-def _of_networks(task: ImbalancedTask, seed: int) -> dict[str, Tensor]:
-    made = {}
-    for name, changes in TRAININGS.items():
-        recipe = replace(task.recipe, **changes)
+def _of_networks(task: ImbalancedTask, seed: int) -> dict[tuple[str | None, str], Tensor]:
+    made: dict[tuple[str | None, str], Tensor] = {}
+    trained: tuple[tuple[str | None, Kind], ...] = ((None, "softmax"), (None, "pc"), (LOG_PRIOR, "softmax"))
+    for setting, loss in trained:
+        recipe = replace(task.recipe, loss=loss, log_prior_bias=setting == LOG_PRIOR)
         model = recipes.network(recipe, seed, task.data_dir)
-        made[name] = predict(model, task.test, geometry=recipe.geometry, precision=recipe.precision)
-    return made
+        made[setting, loss] = predict(model, task.test, geometry=recipe.geometry, precision=recipe.precision)
+    return made | {(LOG_PRIOR, "pc"): made[None, "pc"]}
 
 
-def _of_heads(task: ImbalancedTask, seed: int) -> dict[str, Tensor]:
+def _of_heads(task: ImbalancedTask, seed: int) -> dict[tuple[str | None, str], Tensor]:
     recipe, rows, classes = task.recipe, task.train_rows(seed), task.train.num_classes
     model, store = recipes.untrained(recipe, classes, seed), Store(task.data_dir)
     features, unseen = (
@@ -144,42 +148,63 @@ def _of_heads(task: ImbalancedTask, seed: int) -> dict[str, Tensor]:
     decay = recipe.head_decay
     if decay is None:
         decay = heads.select_decay(*known, seed=seed)
-    epochs = max(1, round(recipe.passes / len(rows)))
-    fit = partial(heads.fit_head, *known, optimizer=recipe.head_optimizer, epochs=epochs, seed=seed)
-    of_losses = {loss: recipes.loss_of(loss, task.prior(seed)) for loss in get_args(Kind)}
-    return {name: fit(loss, weight_decay=decay)(unseen).detach() for name, loss in of_losses.items()}
+    prior = task.prior(seed)
+    how: dict[str | None, dict[str, Any]] = {
+        None: {"optimizer": recipe.head_optimizer, "weight_decay": decay}
+    }
+    how[None]["epochs"] = max(1, round(recipe.passes / len(rows)))
+    how[DECAYED_BIAS] = how[None] | {"decay_bias": True}
+    how |= {name: {"optimizer": "adamw", "epochs": epochs} for name, epochs in STOPPED.items()}
+
+    def fitted(setting: str | None, loss: Kind, **start: Any) -> Tensor:
+        options = how[setting] | start | {"seed": seed}
+        return heads.fit_head(*known, recipes.loss_of(loss, prior), **options)(unseen).detach()
+
+    made: dict[tuple[str | None, str], Tensor] = {}
+    made |= {(setting, loss): fitted(setting, loss) for setting in how for loss in LOSSES}
+    for setting in STOPPED:
+        also = f"{setting}, {LOG_PRIOR}"
+        made[also, "softmax"] = fitted(setting, "softmax", log_prior=prior.log())
+        made[also, "pc"] = made[setting, "pc"]
+    return made
 
 
-def decisions(softmax: Tensor, pc: Tensor, prior: Tensor) -> dict[str, Tensor]:
-    """Predicted classes (N,) by four rules, from softmax logits g and PC-softmax logits f, each (N, K).
+def posteriors(softmax: Tensor, pc: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    """Log posteriors (N, K) by four rules, from softmax logits g and PC-softmax logits f, each (N, K).
 
-    "softmax" argmax g; "post_hoc" argmax g − log π, logit adjustment (Menon et al. 2021); "pc" argmax f;
-    "pc_log_prior" argmax f + log π. The first and the last decide for test images in the training set's
-    proportions, the other two for balanced classes.
+    With log-softmax of "softmax" g; "post_hoc" g − log π, logit adjustment (Menon et al. 2021); "pc" f;
+    "pc_log_prior" f + log π. The first and the last hold for test images in the training set's proportions,
+    the other two for balanced classes. A rule decides for the class of its largest posterior.
 
-    >>> rules = decisions(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0.9, 0.1]))
-    >>> {method: int(predicted) for method, predicted in rules.items()}
+    >>> rules = posteriors(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0.9, 0.1]))
+    >>> {method: int(found.argmax()) for method, found in rules.items()}
     {'softmax': 0, 'post_hoc': 1, 'pc': 0, 'pc_log_prior': 0}
     """
-    return {
-        "softmax": softmax.argmax(1),
-        "post_hoc": information.shift_prior(softmax, prior, None, "softmax").argmax(1),
-        "pc": pc.argmax(1),
-        "pc_log_prior": information.shift_prior(pc, prior, prior, "pc").argmax(1),
+    logits = {
+        "softmax": softmax,
+        "post_hoc": information.shift_prior(softmax, prior, None, "softmax"),
+        "pc": pc,
+        "pc_log_prior": information.shift_prior(pc, prior, prior, "pc"),
     }
+    return {method: of.log_softmax(1) for method, of in logits.items()}
 
 
-def scores(task: ImbalancedTask, predictions: Tensor) -> list[rows_of.Row]:
-    """Rows of predictions (N,) for all test images: test, metric, unit "%", value, stderr, n.
+def scores(task: ImbalancedTask, log_posterior: Tensor) -> list[rows_of.Row]:
+    """Rows of log posteriors (N, K) for all test images: test, metric, unit, value, stderr, n.
 
     On "training_shares", the paper's test set, accuracy and per_class_accuracy, the mean recall of the
     classes; on "all" test images per_class_accuracy, and the mean recall of the rare and the common classes.
+    On both the negative log-likelihood of the labels (nats; on "all" the mean of the classes' means, so that
+    it stands for balanced classes) and calibration_error, see `rows.calibration`.
     """
     labels, rows, classes = task.test.labels, task.test_rows, task.test.num_classes
+    predictions = log_posterior.argmax(1)
     as_trained = rows_of.accuracies(predictions[rows], labels[rows], classes)
+    as_trained += rows_of.calibration(log_posterior[rows], labels[rows])
     everywhere = rows_of.accuracies(predictions, labels, classes)[1:]
     for metric, some in (("rare_recall", task.minority), ("common_recall", ~task.minority)):
         everywhere.append({"metric": metric} | rows_of.mean_recall(predictions, labels, some))
+    everywhere += rows_of.calibration(log_posterior, labels, balanced=True)
     tests = {"training_shares": as_trained, "all": everywhere}
     return [{"test": test} | row for test, found in tests.items() for row in found]
 
@@ -187,8 +212,8 @@ def scores(task: ImbalancedTask, predictions: Tensor) -> list[rows_of.Row]:
 def measure(task: ImbalancedTask, seeds: Sequence[int], logits: Logits) -> pd.DataFrame:
     """All that the experiment measures of what :func:`logits_of` gave for these seeds, one row a number.
 
-    Every seed has the scores of the four decisions, of "post_hoc" with ``start="log_prior"`` too where there
-    are logits from that start, and the mutual information by three readings of the test images in training
+    Every seed has the scores of the four rules; those of the two for balanced classes on all test images in
+    every `setting` besides; and the mutual information by three readings of the test images in training
     proportions. Rows without a seed are exact: the number of classes, and where the data set knows them, the
     information and the accuracies of the Bayes rules.
     """
@@ -208,15 +233,14 @@ def measure(task: ImbalancedTask, seeds: Sequence[int], logits: Logits) -> pd.Da
 
 def _seed_rows(task: ImbalancedTask, seed: int, logits: Logits) -> list[rows_of.Row]:
     prior = task.prior(seed)
-    of = {name: f for (name, own), f in logits.items() if own == seed}
-    chosen = decisions(of["softmax"], of["pc"], prior)
-    made: list[rows_of.Row] = [
-        {"method": method} | row for method, found in chosen.items() for row in scores(task, found)
-    ]
-    if FROM_LOG_PRIOR in of:
-        started = decisions(of[FROM_LOG_PRIOR], of["pc"], prior)["post_hoc"]
-        made += [{"method": "post_hoc", "start": "log_prior"} | row for row in scores(task, started)]
-    seen = {name: f[task.test_rows] for name, f in of.items()}
+    made: list[rows_of.Row] = []
+    for setting in dict.fromkeys(setting for setting, _, own in logits if own == seed):
+        rules = posteriors(logits[setting, "softmax", seed], logits[setting, "pc", seed], prior)
+        for method in rules if setting is None else BALANCED:
+            about = {"method": method, "setting": setting}
+            found = scores(task, rules[method])
+            made += [about | row for row in found if setting is None or row["test"] == "all"]
+    seen = {loss: logits[None, loss, seed][task.test_rows] for loss in LOSSES}
     found = rows_of.readings(seen, task.test.labels[task.test_rows], prior)
     return made + [{"test": "training_shares"} | row for row in found]
 
@@ -228,10 +252,10 @@ def prior_sweep(
     check_seeds(seeds)
     made = []
     for seed in seeds:
-        f = logits["pc", seed]
+        f = logits[None, "pc", seed]
         log_prior = task.prior(seed).log().to(f)
         for tau in taus:
-            found = scores(task, (f + tau * log_prior).argmax(1))
+            found = scores(task, (f + tau * log_prior).log_softmax(1))
             made += [{"tau": tau, "seed": seed} | row for row in found]
     return rows_of.frame(made, task.recipe.columns())
 

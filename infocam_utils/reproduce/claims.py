@@ -380,7 +380,7 @@ def imbalance_table(rows: pd.DataFrame) -> str:
     import pandas as pd
 
     names = {"softmax": "softmax", "post_hoc": "corrected", "pc": "PC-softmax"}
-    chosen = {"metric": "per_class_accuracy", "test": "all", "start": None, "method": list(names)}
+    chosen = {"metric": "per_class_accuracy", "test": "all", "setting": None, "method": list(names)}
     pool = select(rows, notebook="03", **chosen)
     if pool.empty:
         return ""

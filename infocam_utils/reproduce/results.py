@@ -31,7 +31,7 @@ UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
 MEASURE = "seed value stderr n low high interval".split()
 PROPERTIES = (  # all that a row may say it is about, in the order of a table
     "run notebook profile dataset shares labels dimension backbone weights stride frozen few many test "
-    "method start rule tau head against region padding marginal official images vector common_length epoch "
+    "method setting rule tau head against region padding marginal official images vector common_length epoch "
     "metric unit"
 ).split()
 _THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a difference
@@ -448,8 +448,8 @@ def method_words(row: Row, than: str = "") -> str:
         words += f" + {side}×{side} sum" + (", full" if got.get(f"{than}padding") == "full" else "")
     if f"{than}marginal" in got:
         words += {"exact": ", summed", "shuffle": ", shuffled"}.get(got[f"{than}marginal"], "")
-    if f"{than}start" in got:
-        words += ", started at log prior"
+    if f"{than}setting" in got:
+        words += f", {got[f'{than}setting']}"
     return words
 
 

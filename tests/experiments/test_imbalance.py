@@ -10,7 +10,15 @@ import torch
 
 from infocam_utils.data import minibirds
 from infocam_utils.experiments import imbalance
-from infocam_utils.experiments.imbalance import ImbalancedTask, decisions, measure, prior_sweep, scores, task
+from infocam_utils.experiments.imbalance import (
+    LOG_PRIOR,
+    ImbalancedTask,
+    measure,
+    posteriors,
+    prior_sweep,
+    scores,
+    task,
+)
 from infocam_utils.experiments.recipe import recipe
 from infocam_utils.information import accuracy, entropy, mutual_information, per_class_accuracy, recalls
 
@@ -22,14 +30,14 @@ def digits() -> ImbalancedTask:
     return task(DIGITS)
 
 
-def made_up(task: ImbalancedTask, seeds=(0, 1)) -> dict[tuple[str, int], torch.Tensor]:
+def made_up(task: ImbalancedTask, seeds=(0, 1)) -> dict[tuple[str | None, str, int], torch.Tensor]:
     """Logits that know the class, under much noise."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(task.test), task.test.num_classes)
     signal = 2 * torch.nn.functional.one_hot(task.test.labels, shape[1])
-    names = ("softmax", "pc", imbalance.FROM_LOG_PRIOR)
+    names = [(setting, loss) for setting in (None, LOG_PRIOR) for loss in ("softmax", "pc")]
     return {
-        (name, seed): signal + torch.randn(shape, generator=generator) for name in names for seed in seeds
+        (*name, seed): signal + torch.randn(shape, generator=generator) for name in names for seed in seeds
     }
 
 
@@ -81,21 +89,28 @@ def test_the_overview_says_what_there_is(digits):
 # --- decisions and scores
 
 
-def test_decisions_are_the_four_written_out_rules():
+def test_posteriors_are_the_four_written_out_rules():
     generator = torch.Generator().manual_seed(0)
     g, f = torch.randn(2, 500, 5, generator=generator)
     prior = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
-    made = decisions(g, f, prior)
+    made = posteriors(g, f, prior)
     assert list(made) == ["softmax", "post_hoc", "pc", "pc_log_prior"]
-    expected = [g.argmax(1), (g - prior.log()).argmax(1), f.argmax(1), (f + prior.log()).argmax(1)]
-    for (method, predicted), want in zip(made.items(), expected, strict=True):
-        assert torch.equal(predicted, want), method
+    expected = [g.exp(), g.exp() / prior, f.exp(), f.exp() * prior]
+    for (method, found), want in zip(made.items(), expected, strict=True):
+        torch.testing.assert_close(found.exp(), want / want.sum(1, keepdim=True), msg=method)
 
 
 def test_scores_of_predicting_the_common_classes_only(digits):
     labels = digits.test.labels
     predicted = torch.where(digits.minority[labels], (labels + 1) % 10, labels)  # rare images always wrong
-    found = {(row["test"], row["metric"]): row for row in scores(digits, predicted)}
+    sure = torch.nn.functional.one_hot(predicted, 10).float().clamp_min(1e-6).log()
+    found = {(row["test"], row["metric"]): row for row in scores(digits, sure)}
+    assert found["all", "calibration_error"]["value"] == pytest.approx(
+        100 * float(digits.minority[labels].float().mean())
+    )
+    rare_loss = float((-sure.take_along_dim(labels[:, None], 1))[digits.minority[labels]].mean())
+    assert found["all", "negative_log_likelihood"]["value"] == pytest.approx(rare_loss / 2), "balanced"
+    assert found["training_shares", "negative_log_likelihood"]["value"] == pytest.approx(rare_loss * 25 / 275)
     assert found["all", "rare_recall"]["value"] == 0
     assert found["all", "common_recall"]["value"] == 100
     assert found["all", "per_class_accuracy"]["value"] == 50
@@ -112,14 +127,14 @@ def test_scores_of_predicting_the_common_classes_only(digits):
 def test_the_frame_holds_the_scores_and_readings_of_every_seed(digits):
     logits, seeds = made_up(digits), (0, 1)
     frame = measure(digits, seeds, logits)
-    identity = ["method", "start", "test", "metric", "seed"]
+    identity = ["method", "setting", "test", "metric", "seed"]
     assert not frame.duplicated(identity).any()
-    assert len(frame) == 1 + len(seeds) * (5 * 5 + 3)
+    assert len(frame) == 1 + len(seeds) * (4 * 9 + 2 * 5 + 3)
     assert (frame["dataset"] == "digits").all()
     assert (frame["few"] == 12).all()
     labels, rows, prior = digits.test.labels, digits.test_rows, digits.prior(1)
-    predicted = (logits["softmax", 1] - prior.log()).argmax(1)
-    place = {"method": "post_hoc", "start": None, "seed": 1}
+    predicted = (logits[None, "softmax", 1] - prior.log()).argmax(1)
+    place = {"method": "post_hoc", "setting": None, "seed": 1}
     row = one(frame, **place, test="training_shares", metric="accuracy")
     share = accuracy(predicted[rows], labels[rows])
     assert (row["value"], row["n"], row["unit"]) == (100 * share, len(rows), "%")
@@ -128,10 +143,10 @@ def test_the_frame_holds_the_scores_and_readings_of_every_seed(digits):
     assert row["value"] == 100 * per_class_accuracy(predicted, labels, 10)
     row = one(frame, **place, test="all", metric="rare_recall")
     assert row["value"] == 100 * float(recalls(predicted, labels, 10)[::2].mean())
-    started = (logits[imbalance.FROM_LOG_PRIOR, 1] - prior.log()).argmax(1)
-    row = one(frame, **place | {"start": "log_prior"}, test="all", metric="per_class_accuracy")
+    started = (logits[LOG_PRIOR, "softmax", 1] - prior.log()).argmax(1)
+    row = one(frame, **place | {"setting": LOG_PRIOR}, test="all", metric="per_class_accuracy")
     assert row["value"] == 100 * per_class_accuracy(started, labels, 10)
-    assert frame["stderr"].notna().all()
+    assert frame["stderr"][frame["metric"] != "calibration_error"].notna().all()
     assert frame[["low", "high", "interval"]][frame["seed"].notna()].isna().all(axis=None)
     classes = one(frame, metric="classes")
     assert (classes["value"], classes["interval"], classes["method"]) == (10, "exact", "exact")
@@ -143,14 +158,14 @@ def test_readings_are_of_the_test_images_in_training_shares(digits):
     rows, prior = digits.test_rows, digits.prior(0)
     for method, loss in (("softmax", "softmax"), ("log_k_minus_ce", "softmax"), ("pc", "pc")):
         row = one(frame, method=method, metric="mutual_information", seed=0)
-        found = mutual_information(logits[loss, 0][rows], digits.test.labels[rows], prior, method)
+        found = mutual_information(logits[None, loss, 0][rows], digits.test.labels[rows], prior, method)
         assert (row["value"], row["stderr"], row["n"]) == (found.value, found.stderr, 275)
         assert (row["test"], row["unit"]) == ("training_shares", "nats")
 
 
 def test_drawn_birds_have_their_bayes_values(tmp_path):
     birds = task(recipe("minibirds", tmp_path, train_limit=600), tmp_path, limit=600)
-    logits = {key: value for key, value in made_up(birds).items() if key[0] != imbalance.FROM_LOG_PRIOR}
+    logits = {key: value for key, value in made_up(birds).items() if key[0] is None}
     frame = measure(birds, [0, 1], logits)
     prior = birds.prior(0)
     exact = frame[frame["seed"].isna()]
@@ -176,7 +191,7 @@ def test_the_sweep_ends_at_the_two_decisions(digits):
     for tau, method in ((0.0, "pc"), (1.0, "pc_log_prior")):
         for test, metric in (("training_shares", "accuracy"), ("all", "rare_recall")):
             place = {"seed": 1, "test": test, "metric": metric}
-            expected = one(frame, method=method, start=None, **place)
+            expected = one(frame, method=method, setting=None, **place)
             assert one(sweep, tau=tau, **place)["value"] == expected["value"]
     assert sorted(prior_sweep(digits, [0], logits)["tau"].unique()) == pytest.approx(
         np.linspace(-0.5, 1.5, 21)
@@ -197,7 +212,7 @@ def test_implied_recalls_invert_the_two_accuracies():
 def test_trained_logits_beat_chance_and_come_back_from_the_store(tmp_path):
     small = task(DIGITS, tmp_path)
     first = imbalance.logits_of(small, [0])
-    assert set(first) == {("softmax", 0), ("pc", 0), (imbalance.FROM_LOG_PRIOR, 0)}
+    assert set(first) == {(setting, loss, 0) for setting in (None, LOG_PRIOR) for loss in ("softmax", "pc")}
     entries = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/network-*/entry.json")}
     assert len(entries) == 3
     common = ~small.minority[small.test.labels]
@@ -213,9 +228,23 @@ def test_a_frozen_recipe_fits_a_convergent_head_that_both_losses_share(tmp_path)
     """With a free bias and a converged head, PC logits + log π are the softmax logits but for a constant."""
     frozen = task(replace(DIGITS, frozen=True, head_decay=1e-2), tmp_path)
     made = imbalance.logits_of(frozen, [0])
-    assert set(made) == {("softmax", 0), ("pc", 0)}
-    softmax = made["softmax", 0].log_softmax(1)
-    corrected = (made["pc", 0] + frozen.prior(0).log()).log_softmax(1)
-    assert (softmax - corrected).abs().max() < 1e-3
+    prior, settings = frozen.prior(0), {setting for setting, _, _ in made}
+    assert settings == {
+        None,
+        imbalance.DECAYED_BIAS,
+        *imbalance.STOPPED,
+        *(f"{s}, {LOG_PRIOR}" for s in imbalance.STOPPED),
+    }
+
+    def apart(setting: str | None) -> float:
+        softmax = made[setting, "softmax", 0].log_softmax(1)
+        corrected = (made[setting, "pc", 0] + prior.log()).log_softmax(1)
+        return float((softmax - corrected).abs().max())
+
+    assert apart(None) < 1e-3
+    assert all(apart(setting) > 1e-2 for setting in settings - {None} if LOG_PRIOR not in str(setting))
+    # From the log prior both losses see the same images from the same function: only AdamW's scale of the
+    # steps of the bias, which is the same too, could part them.
+    assert all(apart(setting) < 1e-3 for setting in settings if LOG_PRIOR in str(setting))
     assert list(tmp_path.glob("cache/features-*"))
     assert not list(tmp_path.glob("cache/network-*"))
