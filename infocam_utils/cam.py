@@ -147,6 +147,19 @@ def feature_norm_maps(features: Tensor) -> Tensor:
     return features.norm(dim=1)
 
 
+def spread_maps(features: Tensor, weight: Tensor) -> Tensor:
+    """Spread over the classes of the logits at each place, ``sqrt(Var_k(w_k · F(u)))``: (B, h, w), in nats.
+
+    How much place u says about the label, whatever the label is: to second order
+    ``KL(softmax(g(u)) ‖ π) ≈ ½ Var_π(g(u))``. Like infoCAM it does not know the gauge, and it needs neither
+    label nor logits.
+
+    >>> spread_maps(torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.tensor([[1.0, 5.0], [-1.0, 5.0]]))
+    tensor([[[2.]]])
+    """
+    return class_activation_maps(features, weight - weight.mean(0)).square().mean(1).sqrt()
+
+
 def common_share(weight: Tensor) -> float:
     """Norm of the mean row over the root mean square norm of the rows: how much of the weight is gauge.
 

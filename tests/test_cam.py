@@ -15,6 +15,7 @@ from infocam_utils.cam import (
     feature_norm_maps,
     info_cam,
     region_sum,
+    spread_maps,
     with_common_vector,
     zero_sum,
 )
@@ -452,3 +453,19 @@ def test_images_models_and_options_that_do_not_fit():
             cam(torch.zeros(1, 3, 8, 8), labels=[3])
         with pytest.raises(ValueError, match="not finite"):
             cam(torch.full((1, 3, 8, 8), math.inf))
+
+
+def test_spread_is_the_standard_deviation_of_the_logits_and_knows_no_gauge():
+    generator = torch.Generator().manual_seed(0)
+    features, head = torch.randn(3, 6, 4, 5, generator=generator), nn.Linear(6, 7)
+    weight = head.weight.detach()
+    found = spread_maps(features, weight)
+    expected = class_activation_maps(features.double(), weight.double()).std(1, correction=0)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    moved = with_common_vector(head, 3.0).weight
+    torch.testing.assert_close(spread_maps(features, moved), found, rtol=1e-3, atol=1e-4)
+    # To second order twice the information that a place carries about the label under equal shares.
+    small = 1e-2 * class_activation_maps(features.double(), weight.double())
+    posterior = small.softmax(1)
+    divergence = (posterior * (posterior * 7).log()).sum(1)
+    torch.testing.assert_close(divergence, 0.5 * (1e-2 * expected).square(), rtol=0.05, atol=0)

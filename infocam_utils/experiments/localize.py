@@ -11,6 +11,7 @@ are chosen on held-out images, and two methods are compared on the same images o
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import math
@@ -33,17 +34,20 @@ from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.classifiers.heads import fit_head, select_decay
 from infocam_utils.classifiers.training import evaluating, pooled_features, state_digest
 from infocam_utils.data.images import Geometry, ImageSet, crop_start, prepare
-from infocam_utils.data.sets import Official, describe, load_images
+from infocam_utils.data.sets import Official, describe, load_images, spread
 from infocam_utils.data.splits import half_split, stratified_split
-from infocam_utils.data.store import Draft, Store, atomic_write, code_digest, report_progress
+from infocam_utils.data.store import Draft, Store, atomic_write, code_digest, report_progress, tensors
 from infocam_utils.experiments import rows as rows_of
 from infocam_utils.experiments.recipe import Recipe, check_seeds, training_rows, with_history
+from infocam_utils.experiments.second_layer import SecondLayer, forward_both, position_of
+from infocam_utils.experiments.second_layer import fit as fit_second_layer
+from infocam_utils.experiments.second_layer import product as times_surprise
 from infocam_utils.information import Estimate, check_choice, class_prior, pointwise_mutual_information
 
 Sets = tuple[ImageSet, ImageSet, ImageSet]
-Method = Literal["cam", "infocam", "feature_norm", "centre_box", "whole_image"]
+Method = Literal["cam", "infocam", "spread", "feature_norm", "centre_box", "whole_image"]
 
-CLASS_MAPS = ("cam", "infocam")  # depend on the head; the other methods are the same for every head
+CLASS_MAPS = ("cam", "infocam", "spread")  # depend on the head; the other methods are the same for every head
 MAPS = (*CLASS_MAPS, "feature_norm")  # have a threshold; the other methods are boxes
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the image's side, candidates for the centre box
 UNITS = 60_000  # IoU is kept as whole 60,000ths, rounded down; the criteria 0.3, 0.5, 0.7 are such numbers
@@ -99,11 +103,13 @@ class Variant:
     """A way to get a box: a map (see `cam.info_cam`), or a box that knows no class.
 
     `head` is the classifier whose weights make the map and whose predictions count in Top-1, None where the
-    box is the same for every head. A centre box is the middle `fraction` of the image's sides. Raises
-    ValueError for a combination that does not exist.
+    box is the same for every head. A centre box is the middle `fraction` of the image's sides. With
+    `second_layer` the map is multiplied by the surprise of a finer layer, see `second_layer.product`, and has
+    no region sum. Raises ValueError for a combination that does not exist.
 
     >>> Variant("infocam", "free", "least_likely", region=3).columns()
-    {'method': 'infocam', 'head': 'free', 'against': 'least_likely', 'region': 3, 'padding': 'same'}
+    {'method': 'infocam', 'head': 'free', 'against': 'least_likely', 'region': 3, 'padding': 'same',
+     'second_layer': None}
     """
 
     method: Method
@@ -112,6 +118,7 @@ class Variant:
     region: int = 1
     padding: Padding = "same"
     fraction: float = 1.0
+    second_layer: bool = False
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(Method))
@@ -120,10 +127,12 @@ class Variant:
             or (self.region != 1 and self.method not in MAPS)
             or (self.region == 1 and self.padding != "same")
             or (self.fraction != 1 and self.method != "centre_box")
+            or (self.second_layer and (self.method not in MAPS or self.region != 1))
         ):
             raise ValueError(
                 "only infocam is against a class, only maps have a region sum, only that has a padding other "
-                f"than 'same', and only centre_box has a fraction; got {self}"
+                "than 'same', only centre_box has a fraction, and only maps without region sum have a second "
+                f"layer; got {self}"
             )
 
     def columns(self) -> dict[str, Any]:
@@ -132,13 +141,19 @@ class Variant:
             "method": self.method,
             "head": self.head,
             "against": self.against,
-            "region": self.region if self.method in MAPS else None,
+            "region": self.region if self.method in MAPS and not self.second_layer else None,
             "padding": self.padding if self.region > 1 else None,
+            "second_layer": "surprise" if self.second_layer else None,
         }
 
 
-def variants(heads: Sequence[str], region: int, paddings: Sequence[Padding] = ("same",)) -> list[Variant]:
-    """CAM and the infoCAMs of every head, the feature norm, each with and without region sums; boxes.
+def variants(
+    heads: Sequence[str], region: int, paddings: Sequence[Padding] = ("same",), second: bool = False
+) -> list[Variant]:
+    """CAM, the infoCAMs and the spread of every head, the feature norm, with and without region sums; boxes.
+
+    With `second` also CAM, infoCAM against the least likely class, the spread and the norm times the surprise
+    of a second layer.
 
     >>> [v.against for v in variants(["free"], region=3)][:4]
     [None, None, 'others', 'others']
@@ -146,16 +161,21 @@ def variants(heads: Sequence[str], region: int, paddings: Sequence[Padding] = ("
     sums: list[dict[str, Any]] = [{}] + [{"region": region, "padding": p} for p in paddings if region > 1]
     rivals: tuple[Against, ...] = (None, "others", "least_likely", "runner_up")
     made = [Variant("infocam" if a else "cam", h, a, **s) for h, a, s in product(heads, rivals, sums)]
+    made += [Variant("spread", h, **s) for h, s in product(heads, sums)]
     made += [Variant("feature_norm", **s) for s in sums]
+    if second:
+        plain = [v for v in made if v.region == 1 and v.against in (None, "least_likely")]
+        made += [replace(v, second_layer=True) for v in plain]
     return [*made, Variant("whole_image"), *(Variant("centre_box", fraction=f) for f in FRACTIONS)]
 
 
 def comparisons(methods: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     """Pairs whose difference is a row: unlike in one thing, of one head, at equal region and padding.
 
-    infoCAM and the feature norm minus CAM; infoCAM against the least likely class minus the feature norm;
-    every map with the region sum minus the same without; CAM, infoCAM against the least likely class, and the
-    feature norm minus the centre box.
+    infoCAM, the spread and the feature norm minus CAM; infoCAM against the least likely class and the spread
+    minus the feature norm; every map with the region sum minus the same without; CAM, infoCAM against the
+    least likely class, the spread and the feature norm minus the centre box. Maps with a second layer, all
+    alike, and each minus CAM and the feature norm with the region sum, the best that these do without one.
 
     >>> cam, least = Variant("cam", "free"), Variant("infocam", "free", "least_likely")
     >>> comparisons([cam, least]) == [(least, cam)]
@@ -164,9 +184,12 @@ def comparisons(methods: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     pairs = []
     for first in (m for m in methods if m.method in MAPS):
         seconds = [replace(first, method="cam", against=None)]
-        if first.against == "least_likely":
+        if first.against == "least_likely" or first.method == "spread":
             seconds.append(replace(first, method="feature_norm", against=None))
-        seconds.append(replace(first, region=1, padding="same"))
+        seconds.append(replace(first, region=1, padding="same", second_layer=False))
+        if first.second_layer:
+            sums = [m for m in methods if m.region > 1 and m.head == first.head]
+            seconds += [m for m in sums if m.method in ("cam", "feature_norm")]
         if first.against in (None, "least_likely"):
             seconds.append(Variant("centre_box", first.head))
         pairs += [(first, second) for second in seconds if second != first and second in methods]
@@ -280,6 +303,7 @@ def collect(
     batch_size: int = 16,
     accelerator: str = "auto",
     precision: str = "32-true",
+    second: SecondLayer | None = None,
 ) -> Evidence:
     """Run every image through the network once and score the boxes of all variants at all thresholds.
 
@@ -289,7 +313,7 @@ def collect(
     the plain softmax under the class shares `prior` (K,). Boxes are scored in the network's input, to which
     `geometry` leads; `thresholds` (T,) are increasing shares of a map's range. What the store has is not
     collected again. Raises ValueError without images, boxes or heads, and for an unknown head, a variant
-    given twice, and thresholds out of order.
+    given twice, and thresholds out of order. `second` is what variants with a second layer need.
     """
     if not len(images) or images.boxes is None:
         lacking = "boxes" if len(images) else "images"
@@ -301,6 +325,8 @@ def collect(
         allowed = list(heads) if variant.method in CLASS_MAPS else [None]
         if variant.head not in allowed:
             raise ValueError(f"head must be one of {allowed} for {variant}")
+    if second is None and any(variant.second_layer for variant in variants):
+        raise ValueError("variants with a second layer need it; pass second=second_layer_of(...)")
     levels = np.array(thresholds, dtype=np.float64)
     if levels.ndim != 1 or not len(levels) or (np.diff(levels) <= 0).any():
         raise ValueError(f"thresholds must be increasing numbers, got {thresholds}")
@@ -317,11 +343,17 @@ def collect(
                 rows = slice(start, start + batch_size)
                 labels = images.labels[rows].to(device)
                 pixels = prepare(images.pixels(rows).to(device), geometry)  # (B, 3, H, W)
-                features = model.forward_features(pixels).float()  # (B, C, h, w)
+                if second is None:
+                    features, distance = model.forward_features(pixels).float(), None  # (B, C, h, w)
+                else:
+                    middle, features = forward_both(model, second.position, pixels)
+                    features = features.float()
                 with torch.autocast(device.type, enabled=False):
+                    if second is not None:
+                        distance = second.distance(middle.float())
                     pooled = model.pool(features)
                     of_heads = {name: (layer.weight, layer(pooled)) for name, layer in layers.items()}
-                    boxes = [_boxes(v, features, labels, of_heads, side, wanted) for v in variants]
+                    boxes = [_boxes(v, features, labels, of_heads, distance, side, wanted) for v in variants]
                     logits = torch.stack([found for _, found in of_heads.values()])  # (heads, B, K)
                     pmi = pointwise_mutual_information(logits, prior, "softmax")
                 at_label = pmi.take_along_dim(labels[None, :, None], 2)[..., 0].float().cpu().numpy()
@@ -343,6 +375,9 @@ def collect(
         "precision": precision,
         "code": code_digest("experiments.localize"),
     }
+    if second is not None:
+        parts = (second.mean.numpy().tobytes(), second.whitening.numpy().tobytes())
+        key["second"] = [second.position, *(hashlib.sha256(part).hexdigest() for part in parts)]
     measured = store.get("evidence", key, make)
     of_images = (t.numpy() for t in (images.ids, images.labels, truth, stored_truth))
     sizes = (images.size, resized, side)
@@ -354,6 +389,7 @@ def _boxes(
     features: Tensor,
     labels: Tensor,
     heads: Mapping[str, tuple[Tensor, Tensor]],
+    distance: Tensor | None,
     side: int,
     levels: Tensor,
 ) -> Tensor:
@@ -364,9 +400,13 @@ def _boxes(
         return box[:, None].expand(-1, len(levels), -1)
     if variant.head is None:
         maps = cam.region_sum(cam.feature_norm_maps(features), *region)
+    elif variant.method == "spread":
+        maps = cam.region_sum(cam.spread_maps(features, heads[variant.head][0]), *region)
     else:
         weight, logits = heads[variant.head]
         maps = cam.info_cam(features, weight, labels, variant.against, logits, *region)
+    if variant.second_layer and distance is not None:
+        maps = times_surprise(maps, distance)
     return localization.boxes_from_maps(maps, side, levels).cpu()
 
 
@@ -385,6 +425,34 @@ class Run:
     prior: Tensor
     held: Evidence
     scored: Evidence
+
+
+def second_layer_of(
+    model: Classifier, train: ImageSet, *, geometry: Geometry, precision: str, store: Store, limit: int = 600
+) -> SecondLayer | None:
+    """The second layer of a network, its Gaussian from `limit` training images; None where it has none."""
+    with evaluating(model, precision=precision) as device:
+        position = position_of(model, geometry.sizes(train.size)[1])
+        if position is None:
+            return None
+
+        def make(_: Draft) -> dict[str, Tensor]:
+            rows = spread(len(train), limit).split(32)
+            middles = (
+                forward_both(model, position, prepare(train.pixels(r).to(device), geometry))[0] for r in rows
+            )
+            layer = fit_second_layer(position, middles)
+            return {"mean": layer.mean, "whitening": layer.whitening}
+
+        key = {
+            "images": train.key,
+            "network": state_digest(model.features),
+            "geometry": asdict(geometry),
+            "precision": precision,
+            "limit": limit,
+            "code": code_digest("experiments.second_layer"),
+        }
+        return SecondLayer(position, **tensors(store.get("second_layer", key, make)))
 
 
 def evidence(
@@ -411,10 +479,11 @@ def evidence(
     heads = gauge_heads(pooled_features(model, train, **how), train.labels, train.num_classes, seed)
     if not recipe.frozen:
         heads |= {"own": model.linear, "own_zero_sum": cam.zero_sum(model.linear)}
-    how["variants"] = variants(list(heads), region, paddings)
+    second = second_layer_of(model, train, **how)
+    how["variants"] = variants(list(heads), region, paddings, second is not None)
     how["thresholds"] = torch.linspace(0, 0.98, thresholds).tolist()
     how["prior"] = class_prior(train.labels, train.num_classes)
-    held, scored = (collect(model, heads, part, **how) for part in images[1:])
+    held, scored = (collect(model, heads, part, **how, second=second) for part in images[1:])
     return Run(seed, model, history, heads, how["prior"], held, scored)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,8 @@ class Claim:
     """A row of ``claims.yml``.
 
     `data` is the paper's data set and `classes` its number of classes: a finding is on the paper's own data
-    when its data set is that one and its results have a row "classes" of that value. `contradicts` names a
+    when its data set is that one, not known to come from another archive, and its results have a row
+    "classes" of that value. `contradicts` names a
     row whose Top-1 localization cannot exceed 100 minus this row's error.
     """
 
@@ -169,11 +170,13 @@ def _claim(row: Any, where: str) -> Claim:
 def judge(ledger: Sequence[Claim], rows: pd.DataFrame) -> list[Judged]:
     """The verdict of every claim from all rows (`results.read_all`); the profile "smoke" decides nothing."""
     stated = {claim.id: claim.paper for claim in ledger}
+    other = set(rows.loc[rows["official_data"] == False, "run"]) if "official_data" in rows else set()  # noqa: E712
+    rows = rows.drop(columns="official_data", errors="ignore")
     if "profile" in rows:
         rows = rows[rows["profile"] != "smoke"].drop(columns="profile")
     judged = []
     for claim in ledger:
-        findings = _findings(claim, rows)
+        findings = _findings(claim, rows, other)
         verdict = _verdict(claim, findings)
         localization = stated.get(claim.contradicts or "")
         if localization is not None and claim.paper is not None and localization > 100 - claim.paper:
@@ -182,7 +185,7 @@ def judge(ledger: Sequence[Claim], rows: pd.DataFrame) -> list[Judged]:
     return judged
 
 
-def _findings(claim: Claim, rows: pd.DataFrame) -> list[Finding]:
+def _findings(claim: Claim, rows: pd.DataFrame, other: Collection[str]) -> list[Finding]:
     values = _summary(claim, "value", claim.value, rows)
     leads = _summary(claim, "direction", claim.direction, rows)
     found = []
@@ -192,7 +195,8 @@ def _findings(claim: Claim, rows: pd.DataFrame) -> list[Finding]:
         size = select(rows, run=row.get("run"), dataset=row.get("dataset"), metric="classes")["value"]
         whole = claim.classes is None or claim.classes in set(size)
         head = row.get("head")
-        found.append(Finding(_setting(row), head, row.get("dataset") == claim.data and whole, value, lead))
+        own = row.get("dataset") == claim.data and whole and row.get("run") not in other
+        found.append(Finding(_setting(row), head, own, value, lead))
     return found
 
 
@@ -373,6 +377,51 @@ def _wide(rows: pd.DataFrame, index: list[str], title: str) -> str:
     wide = cells.pivot(index=index, columns="column", values="text")[list(dict.fromkeys(cells["column"]))]
     wide = wide.reset_index().fillna("–").astype(str)
     return f"{title}\n\n{_grid(list(wide.columns), wide.to_numpy().tolist())}"
+
+
+# What tells whether the posteriors for balanced classes are better, and which sign of a difference is.
+TRUST = {"per_class_accuracy": 1, "negative_log_likelihood": -1, "calibration_error": -1}
+
+
+def loss_or_correction(rows: pd.DataFrame) -> str:
+    """Whether PC-softmax beats a softmax that is corrected after training, in a sentence each of three cases.
+
+    From the paired differences over seeds, over all test images for balanced classes: of converged heads on
+    frozen features, of trained networks and stopped or decayed heads, and of these from a log-prior start.
+    """
+    pool = select(rows, method=["pc", "post_hoc"], than_method=None, test="all", metric=list(TRUST))
+    gaps = results.over_seeds(results.difference(pool, {"method": "pc"}, {"method": "post_hoc"}))
+    cases: dict[str, list[Mapping[Any, Any]]] = {"converged": [], "plain": [], "started": []}
+    for row in gaps.to_dict("records"):
+        setting = results.known(row).get("setting")
+        converged = setting is None and bool(row["frozen"])
+        cases["converged" if converged else "started" if "log-prior" in str(setting) else "plain"].append(row)
+    said = []
+    if leads := [r for r in cases["converged"] if r["metric"] == "per_class_accuracy"]:
+        most = max(abs(r["value"]) for r in leads)
+        said.append(
+            "On frozen features with a converged head the loss and the correction are one model: at most "
+            f"{most:.1f} points of per-class accuracy apart ({len(leads)} tasks)."
+        )
+    places = {
+        "plain": "Where training stops early, decays the bias or moves the whole network",
+        "started": "Once the softmax's bias starts at the log prior",
+    }
+    for case, where in places.items():
+        if found := [_counted(cases[case], metric, better) for metric, better in TRUST.items()]:
+            said.append(f"{where}, {'; '.join(filter(None, found))}.")
+    return " ".join(said)
+
+
+def _counted(leads: Sequence[Mapping[Any, Any]], metric: str, better: int) -> str:
+    """In how many settings the loss is better and worse than the correction by a metric."""
+    ends = [(r["low"] * better, r["high"] * better) for r in leads if r["metric"] == metric]
+    ends = [tuple(sorted(pair)) for pair in ends if not math.isnan(pair[0])]
+    if not ends:
+        return ""
+    above, below = sum(low > 0 for low, _ in ends), sum(high < 0 for _, high in ends)
+    words = metric.replace("_", " ")
+    return f"the loss has the better {words} in {above} of {len(ends)} settings, the worse in {below}"
 
 
 def imbalance_table(rows: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infocam_utils.data.store import atomic_write, checkout, output_root
+from infocam_utils.data.store import atomic_write, checkout, data_root, output_root
 
 if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not need it
     import pandas as pd
@@ -31,8 +31,8 @@ UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
 MEASURE = "seed value stderr n low high interval".split()
 PROPERTIES = (  # all that a row may say it is about, in the order of a table
     "run notebook profile dataset shares labels dimension backbone weights stride frozen few many test "
-    "method setting rule tau head against region padding marginal official images vector common_length epoch "
-    "metric unit"
+    "method setting rule tau head against region padding second_layer marginal official images vector "
+    "common_length epoch metric unit"
 ).split()
 _THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a difference
 _INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector", "epoch"}
@@ -56,6 +56,9 @@ class Results:
     parameters: Mapping[str, Any]
     recipes: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, Any]
+    official: bool = (
+        True  # none of its data sets came from an archive that is known not to be the official one
+    )
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
@@ -271,6 +274,13 @@ def _portable(value: Any) -> Any:
     return value
 
 
+def _may_be_official(dataset: str) -> bool:
+    """What `infocam data get` noted of a data set's archive; True where it noted nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((data_root() / f"{dataset}.json").read_text()).get("official", True))
+    return True
+
+
 def write(
     notebook: str,
     rows: pd.DataFrame,
@@ -292,6 +302,7 @@ def write(
         "profile": parameters.get("profile", ""),
         "parameters": _portable(dict(parameters)),
         "recipes": _portable({name: dict(recipe) for name, recipe in (recipes or {}).items()}),
+        "official": all(_may_be_official(str(recipe.get("dataset"))) for recipe in (recipes or {}).values()),
         "rows": len(table),
         "sha256": hashlib.sha256(content).hexdigest(),
         "provenance": provenance(),
@@ -319,7 +330,7 @@ def read(path: str | Path) -> Results:
             raise ValueError("parameters, recipes and provenance must be mappings")
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} and its .csv are no results ({error}); run the notebook again") from error
-    return Results(rows, **named)
+    return Results(rows, **named, official=notes.get("official") is not False)
 
 
 def read_rows(path: str | Path) -> pd.DataFrame:
@@ -331,13 +342,17 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 
 
 def read_all(folder: str | Path) -> pd.DataFrame:
-    """The rows of all results under a folder, with their `run` (folder), `notebook` (NN), `profile`."""
+    """The rows of all results under a folder, with their `run` (folder), `notebook` (NN), `profile`.
+
+    `official_data` is False where a data set is known not to be the official one, whatever its name.
+    """
     import pandas as pd
 
     frames = []
     for path in sorted(Path(folder).rglob("[0-9][0-9].json")):
         one = read(path)
-        frames.append(one.rows.assign(run=path.parent.name, notebook=path.stem, profile=one.profile))
+        place = {"run": path.parent.name, "notebook": path.stem, "profile": one.profile}
+        frames.append(one.rows.assign(**place, official_data=one.official))
     if not frames:
         return pd.DataFrame({name: [] for name in ("run", "notebook", "profile", "metric", "unit", "value")})
     return pd.concat(frames, ignore_index=True)
@@ -406,6 +421,7 @@ def _tolerance(row: Row) -> float:
 METHODS = {
     "cam": "CAM",
     "infocam": "infoCAM",
+    "spread": "spread of the logits",
     "feature_norm": "feature norm",
     "centre_box": "centre box",
     "whole_image": "whole image",
@@ -446,6 +462,8 @@ def method_words(row: Row, than: str = "") -> str:
     if int(got.get(f"{than}region", 1)) > 1:
         side = int(got[f"{than}region"])
         words += f" + {side}×{side} sum" + (", full" if got.get(f"{than}padding") == "full" else "")
+    if f"{than}second_layer" in got:
+        words += " × surprise of a second layer"
     if f"{than}marginal" in got:
         words += {"exact": ", summed", "shuffle": ", shuffled"}.get(got[f"{than}marginal"], "")
     if f"{than}setting" in got:

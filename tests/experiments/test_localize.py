@@ -281,7 +281,7 @@ def test_differences_are_paired_and_narrower_than_two_intervals() -> None:
 
 def test_every_difference_is_like_for_like_and_baselines_are_treated_as_methods_are() -> None:
     made = localize.variants(["decayed", "free"], region=4, paddings=["same", "full"])
-    assert len(set(made)) == len(made) == 2 * 4 * 3 + 3 + 1 + len(localize.FRACTIONS)
+    assert len(set(made)) == len(made) == 2 * 5 * 3 + 3 + 1 + len(localize.FRACTIONS)
     methods = dict.fromkeys(replace(v, head="h", fraction=1.0) for v in made if v.head != "free")
     pairs = localize.comparisons(list(methods))
     for first, second in pairs:
@@ -291,12 +291,37 @@ def test_every_difference_is_like_for_like_and_baselines_are_treated_as_methods_
     region_alone = {
         (a.method, a.against, a.padding) for a, b in pairs if (a.method, a.against) == (b.method, b.against)
     }
-    assert len(region_alone) == 5 * 2  # CAM, three infoCAMs and the feature norm, by both paddings
+    assert len(region_alone) == 6 * 2  # CAM, three infoCAMs, the spread and the norm, by both paddings
     against_norm = [
         (a.region, a.padding) for a, b in pairs if b.method == "feature_norm" and a.method == "infocam"
     ]
     assert sorted(against_norm) == [(1, "same"), (4, "full"), (4, "same")]
-    assert sum(b.method == "centre_box" for _, b in pairs) == 3 * 3
+    assert sum(b.method == "centre_box" for _, b in pairs) == 4 * 3
+
+
+def test_a_second_layer_is_compared_alike_with_its_own_map_and_with_the_best_without() -> None:
+    made = localize.variants(["free"], 3, ["full"], second=True)
+    twice = [v for v in made if v.second_layer]
+    assert [(v.method, v.against) for v in twice] == [
+        ("cam", None),
+        ("infocam", "least_likely"),
+        ("spread", None),
+        ("feature_norm", None),
+    ]
+    methods = [replace(v, head="free", fraction=1.0) for v in made]
+    seconds = [b for a, b in localize.comparisons(list(dict.fromkeys(methods))) if a == twice[2]]
+    words = [(b.method, b.region, b.second_layer) for b in seconds]
+    assert words == [
+        ("cam", 1, True),
+        ("feature_norm", 1, True),
+        ("spread", 1, False),
+        ("cam", 3, False),
+        ("feature_norm", 3, False),
+        ("centre_box", 1, False),
+    ]
+    for method, region in (("cam", 3), ("centre_box", 1)):
+        with pytest.raises(ValueError, match="only maps without region sum have a second layer"):
+            Variant(method, "free", region=region, second_layer=True)  # type: ignore[arg-type]
 
 
 def test_bootstrap_agrees_with_the_normal_interval_and_repeats() -> None:
