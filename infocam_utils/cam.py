@@ -163,12 +163,12 @@ def spread_maps(features: Tensor, weight: Tensor) -> Tensor:
 def common_share(weight: Tensor) -> float:
     """Norm of the mean row over the root mean square norm of the rows: how much of the weight is gauge.
 
-    0 where the rows sum to zero, 1 where all are the same.
+    0 where the rows sum to zero, also where there is nothing but zeros; 1 where all are the same.
 
     >>> common_share(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), common_share(torch.ones(3, 2))
     (0.0, 1.0)
     """
-    return float(weight.mean(0).norm() / _row_norm(weight))
+    return float(weight.mean(0).norm() / _row_norm(weight).clamp_min(torch.finfo(weight.dtype).tiny))
 
 
 def zero_sum(head: nn.Linear) -> nn.Linear:

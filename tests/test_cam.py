@@ -469,3 +469,7 @@ def test_spread_is_the_standard_deviation_of_the_logits_and_knows_no_gauge():
     posterior = small.softmax(1)
     divergence = (posterior * (posterior * 7).log()).sum(1)
     torch.testing.assert_close(divergence, 0.5 * (1e-2 * expected).square(), rtol=0.05, atol=0)
+
+
+def test_weights_that_are_zero_have_no_common_vector():
+    assert common_share(torch.zeros(3, 2)) == 0
