@@ -3,6 +3,7 @@
 #   make test        lint, types, unit tests, notebooks, README
 #   make lab         open the notebooks in JupyterLab
 #   make bench       side-by-side speed tables
+#   make rehearsal   the paper's run on a drawn set of the official size, in FOLDER (WEIGHTS=FILE of MobileNetV2)
 # TORCH_INDEX=<address of PyTorch's own CPU wheel index> takes the CPU builds, a tenth of the size.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,9 +20,9 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test lint unit notebooks lab bench lock clean help
+.PHONY: reproduce test lint unit notebooks lab bench rehearsal lock clean help
 help:
-	@sed -n '2,6s/^# \{0,1\}//p' Makefile
+	@sed -n '2,7s/^# \{0,1\}//p' Makefile
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"; exit 2; }
@@ -67,6 +68,11 @@ lab: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m pip install -q --no-deps torchcam grad-cam ttach opencv-python-headless
 	@for b in tests/benchmarks/bench_*.py; do $(BIN)/python $$b; done
+
+FOLDER ?= build/rehearsal
+WEIGHTS ?= none
+rehearsal: $(READY)
+	@$(BIN)/python tests/rehearsal.py --folder $(FOLDER) --weights $(WEIGHTS)
 
 lock:
 	@command -v uv >/dev/null || { echo "make lock: needs uv (pip install uv)"; exit 2; }
