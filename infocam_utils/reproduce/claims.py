@@ -388,6 +388,7 @@ def _wide(rows: pd.DataFrame, index: list[str], title: str) -> str:
 
 # What tells whether the posteriors for balanced classes are better, and which sign of a difference is.
 TRUST = {"per_class_accuracy": 1, "negative_log_likelihood": -1, "calibration_error": -1}
+ALIKE = {"points": 0.05, "nats": 5e-4}  # what is closer counts as equal, however narrow its interval
 
 
 def loss_or_correction(rows: pd.DataFrame) -> str:
@@ -395,6 +396,8 @@ def loss_or_correction(rows: pd.DataFrame) -> str:
 
     From the paired differences over seeds, over all test images for balanced classes: of converged heads on
     frozen features, of trained networks and stopped or decayed heads, and of these from a log-prior start.
+    With a bias that is not decayed, PC-softmax is the softmax with its bias moved by log π, so that from that
+    start every gradient is the same.
     """
     pool = select(rows, method=["pc", "post_hoc"], than_method=None, test="all", metric=list(TRUST))
     if not {"pc", "post_hoc"} <= set(pool.get("method", [])):
@@ -406,31 +409,32 @@ def loss_or_correction(rows: pd.DataFrame) -> str:
         converged = setting is None and bool(row["frozen"])
         cases["converged" if converged else "started" if "log-prior" in str(setting) else "plain"].append(row)
     said = []
-    if leads := [r for r in cases["converged"] if r["metric"] == "per_class_accuracy"]:
-        most = max(abs(r["value"]) for r in leads)
-        said.append(
-            "On frozen features with a converged head the loss and the correction are one model: at most "
-            f"{most:.1f} points of per-class accuracy apart ({len(leads)} tasks)."
-        )
-    places = {
-        "plain": "Where training stops early, decays the bias or moves the whole network",
-        "started": "Once the softmax's bias starts at the log prior",
+    together = {
+        "converged": "On frozen features with a converged head the loss and the correction are one model",
+        "started": "Once the softmax's bias starts at the log prior they are one training, step by step",
     }
-    for case, where in places.items():
-        if found := [_counted(cases[case], metric, better) for metric, better in TRUST.items()]:
-            said.append(f"{where}, {'; '.join(filter(None, found))}.")
+    for case, what in together.items():
+        if leads := [abs(r["value"]) for r in cases[case] if r["metric"] == "per_class_accuracy"]:
+            settings = f"{len(leads)} setting{'s' * (len(leads) > 1)}"
+            said.append(f"{what}: at most {max(leads):.1f} points of per-class accuracy apart ({settings}).")
+    if found := [_counted(cases["plain"], metric, better) for metric, better in TRUST.items()]:
+        where = "Where training stops early, decays the bias or moves the whole network"
+        said.insert(1, f"{where}, {'; '.join(filter(None, found))}.")
     return " ".join(said)
 
 
 def _counted(leads: Sequence[Mapping[Any, Any]], metric: str, better: int) -> str:
     """In how many settings the loss is better and worse than the correction by a metric."""
-    ends = [(r["low"] * better, r["high"] * better) for r in leads if r["metric"] == metric]
-    ends = [tuple(sorted(pair)) for pair in ends if not math.isnan(pair[0])]
-    if not ends:
+    sides = []
+    for row in leads:
+        if row["metric"] == metric and not math.isnan(row["low"]):
+            apart = abs(row["value"]) >= ALIKE[row["unit"]] and row["low"] * row["high"] > 0
+            sides.append(apart * math.copysign(1, row["value"] * better))
+    if not sides:
         return ""
-    above, below = sum(low > 0 for low, _ in ends), sum(high < 0 for _, high in ends)
-    words = metric.replace("_", " ")
-    return f"the loss has the better {words} in {above} of {len(ends)} settings, the worse in {below}"
+    words = metric.replace("_", " ").replace("per class", "per-class")
+    better_in, worse_in = sides.count(1), sides.count(-1)
+    return f"the loss has the better {words} in {better_in} of {len(sides)} settings, the worse in {worse_in}"
 
 
 def gauge(rows: pd.DataFrame) -> str:

@@ -264,10 +264,14 @@ def test_the_first_question_is_answered_by_counting_intervals():
     rows += [*trusted("stopped", loss, -0.5, 0.01), *trusted("other", loss, 0.1, 1.0)]
     rows += trusted("stopped, log-prior start", accuracy, 0.0, 1.0)
     text = claims.loss_or_correction(pd.DataFrame(rows))
-    assert "at most 0.0 points of per-class accuracy apart (1 tasks)" in text
-    assert "the loss has the better per class accuracy in 0 of 1 settings, the worse in 1" in text
+    assert text.startswith(
+        "On frozen features with a converged head the loss and the correction are one model"
+    )
+    assert "one model: at most 0.0 points of per-class accuracy apart (1 setting). Where training" in text
+    assert "the loss has the better per-class accuracy in 0 of 1 settings, the worse in 1" in text
     assert "the better negative log likelihood in 1 of 2 settings, the worse in 0" in text
-    assert text.endswith("the loss has the better per class accuracy in 0 of 1 settings, the worse in 0.")
+    assert text.endswith("step by step: at most 0.0 points of per-class accuracy apart (1 setting).")
+    assert "calibration" not in text, "nothing is said of what was not measured"
     assert claims.loss_or_correction(pd.DataFrame(rows).query("method == 'pc'")) == ""
 
 
