@@ -411,7 +411,7 @@ def loss_or_correction(rows: pd.DataFrame) -> str:
     said = []
     together = {
         "converged": "On frozen features with a converged head the loss and the correction are one model",
-        "started": "Once the softmax's bias starts at the log prior they are one training, step by step",
+        "started": "Once the softmax's bias starts at the log prior they are one training but for rounding",
     }
     for case, what in together.items():
         if leads := [abs(r["value"]) for r in cases[case] if r["metric"] == "per_class_accuracy"]:

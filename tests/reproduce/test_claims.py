@@ -270,7 +270,9 @@ def test_the_first_question_is_answered_by_counting_intervals():
     assert "one model: at most 0.0 points of per-class accuracy apart (1 setting). Where training" in text
     assert "the loss has the better per-class accuracy in 0 of 1 settings, the worse in 1" in text
     assert "the better negative log likelihood in 1 of 2 settings, the worse in 0" in text
-    assert text.endswith("step by step: at most 0.0 points of per-class accuracy apart (1 setting).")
+    assert text.endswith(
+        "training but for rounding: at most 0.0 points of per-class accuracy apart (1 setting)."
+    )
     assert "calibration" not in text, "nothing is said of what was not measured"
     assert claims.loss_or_correction(pd.DataFrame(rows).query("method == 'pc'")) == ""
 
