@@ -182,15 +182,15 @@ def test_what_is_watched_is_returned_also_after_a_resume(tmp_path):
 
 
 def test_best_precision_follows_the_clock(monkeypatch):
-    """A machine whose 16-bit layers take a given share of the time of its 32-bit ones."""
+    """A machine whose 16-bit products take a given share of the time of its 32-bit ones."""
     for share, expected in ((0.3, "bf16-mixed"), (0.9, "32-true"), (3.0, "32-true")):
         now = [0.0]
 
-        def forward(self, x, share=share, now=now):
-            now[0] += share if torch.is_autocast_enabled("cpu") else 1.0
-            return x
+        def product(left, right, share=share, now=now):
+            now[0] += share if left.dtype == right.dtype == torch.bfloat16 else 1.0
+            return left
 
-        monkeypatch.setattr(nn.Conv2d, "forward", forward)
+        monkeypatch.setattr(torch, "mm", product)
         monkeypatch.setattr(training.time, "perf_counter", lambda now=now: now[0])
         assert training.best_precision.__wrapped__("cpu") == expected
 
