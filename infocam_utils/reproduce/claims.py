@@ -173,8 +173,8 @@ def _claim(row: Any, where: str) -> Claim:
 def judge(ledger: Sequence[Claim], rows: pd.DataFrame) -> list[Judged]:
     """The verdict of every claim from all rows (`results.read_all`); the profile "smoke" decides nothing."""
     stated = {claim.id: claim.paper for claim in ledger}
-    other = set(rows.loc[rows["official_data"] == False, "run"]) if "official_data" in rows else set()  # noqa: E712
-    rows = rows.drop(columns="official_data", errors="ignore")
+    other = set(select(rows, archive="another")["run"])
+    rows = rows.drop(columns="archive", errors="ignore")
     if "profile" in rows:
         rows = rows[rows["profile"] != "smoke"].drop(columns="profile")
     judged = []

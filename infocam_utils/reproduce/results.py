@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not 
 UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
 MEASURE = "seed value stderr n low high interval".split()
 PROPERTIES = (  # all that a row may say it is about, in the order of a table
-    "run notebook profile dataset shares labels dimension backbone weights stride frozen few many test "
-    "method setting rule tau head against region padding second_layer marginal official images vector "
+    "run notebook profile archive dataset shares labels dimension backbone weights stride frozen few many "
+    "test method setting rule tau head against region padding second_layer marginal official images vector "
     "common_length epoch metric unit"
 ).split()
 _THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a difference
@@ -56,9 +56,7 @@ class Results:
     parameters: Mapping[str, Any]
     recipes: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, Any]
-    official: bool = (
-        True  # none of its data sets came from an archive that is known not to be the official one
-    )
+    official: bool = True  # no data set is known to come from an archive that is not the official one
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
@@ -344,7 +342,7 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 def read_all(folder: str | Path) -> pd.DataFrame:
     """The rows of all results under a folder, with their `run` (folder), `notebook` (NN), `profile`.
 
-    `official_data` is False where a data set is known not to be the official one, whatever its name.
+    `archive` is "another" where a data set is known not to come from the official one, whatever its name.
     """
     import pandas as pd
 
@@ -352,7 +350,7 @@ def read_all(folder: str | Path) -> pd.DataFrame:
     for path in sorted(Path(folder).rglob("[0-9][0-9].json")):
         one = read(path)
         place = {"run": path.parent.name, "notebook": path.stem, "profile": one.profile}
-        frames.append(one.rows.assign(**place, official_data=one.official))
+        frames.append(one.rows.assign(**place, archive=None if one.official else "another"))
     if not frames:
         return pd.DataFrame({name: [] for name in ("run", "notebook", "profile", "metric", "unit", "value")})
     return pd.concat(frames, ignore_index=True)

@@ -105,9 +105,9 @@ def test_several_runs_on_own_data_must_all_agree():
 
 
 def test_another_archive_is_not_the_papers_data_whatever_its_name():
-    rows = pd.concat([settings(UP, value=80.0).assign(official_data=False)])
+    rows = pd.concat([settings(UP, value=80.0).assign(archive="another")])
     assert verdict(rows, paper=80.0) == "direction only"
-    assert verdict(rows.assign(official_data=True), paper=80.0) == "reproduced"
+    assert verdict(rows.assign(archive=None), paper=80.0) == "reproduced"
 
 
 def test_the_smoke_profile_decides_nothing():
