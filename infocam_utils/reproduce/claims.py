@@ -463,11 +463,36 @@ def gauge(rows: pd.DataFrame) -> str:
     return "; ".join(said) + "."
 
 
+def starting_point(rows: pd.DataFrame) -> str:
+    """How many nats a head learns of the same labels from networks that were trained on different images.
+
+    >>> import pandas as pd
+    >>> row = {"dataset": "d", "frozen": True, "few": 5, "method": "softmax", "metric": "mutual_information",
+    ...        "backbone": "b", "unit": "nats", "seed": 0}
+    >>> two = [row | {"weights": "b_x", "value": 3.0}, row | {"weights": "b_y", "value": 4.0}]
+    >>> starting_point(pd.DataFrame(two))
+    'd, 5 : all: 3.00 nats from x, 4.00 nats from y.'
+    """
+    read = select(rows, metric="mutual_information", method="softmax", frozen=True)
+    if read.empty or "weights" not in read or read["weights"].isna().all():
+        return ""
+    said = []
+    for _, group in results.over_seeds(read[read["weights"].notna()]).groupby(["dataset", "few"], sort=True):
+        if group["weights"].nunique() > 1:
+            rows_ = group.sort_values("value").to_dict("records")
+            names = [str(row["weights"]).removeprefix(f"{row['backbone']}_") for row in rows_]
+            each = [f"{number(row, digits=2)} from {name}" for row, name in zip(rows_, names, strict=True)]
+            said.append(f"{rows_[0]['dataset']}, {rows_[0]['few']} : all: {', '.join(each)}")
+    return "; ".join(said) + "." * bool(said)
+
+
 def answers(rows: pd.DataFrame) -> str:
     """The two questions that the paper leaves open, answered from the rows of all runs."""
     parts = [
         "**Does the loss ever beat the correction?** " + loss_or_correction(select(rows, notebook="03")),
         "**What does the gauge do in the paper's own regime?** " + gauge(select(rows, notebook="04")),
+        "**What is the starting point worth?** Mutual information that a head on frozen features reads off, "
+        "by the network's own training images: " + starting_point(select(rows, notebook="03")),
     ]
     return "\n\n".join(part for part in parts if not part.endswith(" "))
 
@@ -491,6 +516,32 @@ def imbalance_table(rows: pd.DataFrame) -> str:
     ]
     title = "**Imbalanced classes** (notebook 03): per-class accuracy on all test images, in %"
     return _wide(found.astype({"seeds": str}), ["data", "rare : common", "seeds"], title)
+
+
+def second_layer_table(rows: pd.DataFrame) -> str:
+    """GT-known of maps with the region sum and of maps times the surprise of a second layer, a line a run."""
+    pool = select(rows, notebook="04", metric="gt_known", interval="bootstrap over images", head="decayed")
+    runs = set(select(pool, second_layer="surprise")["run"])
+    pool = pool[pool["run"].isin(runs) & (pool["region"].isna() | (pool["region"] > 1))]
+    names = {"cam": "CAM", "infocam": "infoCAM", "spread": "spread", "feature_norm": "norm"}
+    own = select(pool, method=[*names, "centre_box"], against=[None, "least_likely"], than_method=None)
+    leads = select(pool, method="spread", second_layer="surprise", than_method=["cam", "feature_norm"])
+    leads = leads[leads["than_region"].notna()] if len(leads) else leads
+    made = []
+    for row in own.to_dict("records") + leads.to_dict("records"):
+        got = results.known(row)
+        name = names.get(got["method"], "centre box")
+        end = " × surprise" if "second_layer" in got else " + sum" if "region" in got else ""
+        than = f" − {names[got['than_method']]} + sum" if "than_method" in got else ""
+        made.append(
+            row | {"column": name + end + than, "data": f"[{row['run']}](results/{row['run']}/04.csv)"}
+        )
+    if not made:
+        return ""
+    import pandas as pd
+
+    title = "**A second layer** (notebook 04, ours): GT-known in %, decayed head, held-out thresholds"
+    return _wide(pd.DataFrame(made), ["data"], title)
 
 
 def localization_table(rows: pd.DataFrame) -> str:
@@ -527,9 +578,9 @@ def localization_table(rows: pd.DataFrame) -> str:
 
 
 def real_tables(rows: pd.DataFrame) -> str:
-    """Both tables, of photographs alone: what a network learned that starts from weights."""
+    """The tables, of photographs alone: what a network learned that starts from weights."""
     photographs = rows[rows["weights"].notna()] if "weights" in rows else rows[:0]
-    made = [imbalance_table(photographs), localization_table(photographs)]
+    made = [t(photographs) for t in (imbalance_table, localization_table, second_layer_table)]
     return "\n\n".join(filter(None, made)) or "No run on photographs yet."
 
 

@@ -297,3 +297,15 @@ def test_the_second_question_is_answered_from_the_heads_that_training_left():
     assert "from 20 to 10 % of the class weights" in text
     assert "gains 5.0 [4.0, 6.0] points on CAM, and 2.0 [1.0, 3.0] once it is gone." in text
     assert claims.gauge(pd.DataFrame(rows[:4])) == ""
+
+
+def test_the_second_layer_has_a_line_for_every_run_that_measured_it():
+    rows = results.read_all(ROOT / "results")
+    photographs = rows[rows["weights"].notna()]
+    runs = set(results.select(photographs, second_layer="surprise")["run"])
+    lines = claims.second_layer_table(photographs).splitlines()
+    assert {line.split("]")[0][3:] for line in lines[4:]} == runs
+    head = [cell.strip() for cell in lines[2].split("|")]
+    for name in ("CAM + sum", "norm + sum", "norm × surprise", "spread × surprise − CAM + sum", "centre box"):
+        assert name in head, name
+    assert claims.second_layer_table(rows[:0]) == ""
