@@ -520,8 +520,12 @@ def imbalance_table(rows: pd.DataFrame) -> str:
 
 def second_layer_table(rows: pd.DataFrame) -> str:
     """GT-known of maps with the region sum and of maps times the surprise of a second layer, a line a run."""
+    import pandas as pd
+
     pool = select(rows, notebook="04", metric="gt_known", interval="bootstrap over images", head="decayed")
     runs = set(select(pool, second_layer="surprise")["run"])
+    if not runs:
+        return ""
     pool = pool[pool["run"].isin(runs) & (pool["region"].isna() | (pool["region"] > 1))]
     names = {"cam": "CAM", "infocam": "infoCAM", "spread": "spread", "feature_norm": "norm"}
     own = select(pool, method=[*names, "centre_box"], against=[None, "least_likely"], than_method=None)
@@ -536,10 +540,6 @@ def second_layer_table(rows: pd.DataFrame) -> str:
         made.append(
             row | {"column": name + end + than, "data": f"[{row['run']}](results/{row['run']}/04.csv)"}
         )
-    if not made:
-        return ""
-    import pandas as pd
-
     title = "**A second layer** (notebook 04, ours): GT-known in %, decayed head, held-out thresholds"
     return _wide(pd.DataFrame(made), ["data"], title)
 
