@@ -463,9 +463,9 @@ def gauge(rows: pd.DataFrame) -> str:
             f"{last:.0f} % of the class weights, infoCAM gains {own} points on CAM, and {without} once "
             "it is gone"
         )
-    first = "The common vector explains at most {pretrained:.1f} points of infoCAM's gain on CAM where a "
-    first += "pretrained network is fine-tuned, and at most {scratch:.1f} where one is trained from scratch. "
-    return first.format(**{start: max(points) for start, points in explained.items()}) + "; ".join(said) + "."
+    words = "The common vector explains at most {pretrained:.1f} points of infoCAM's gain on CAM where a "
+    words += "pretrained network is fine-tuned, and at most {scratch:.1f} where one is trained from scratch. "
+    return words.format(**{start: max(points) for start, points in explained.items()}) + "; ".join(said) + "."
 
 
 def starting_point(rows: pd.DataFrame) -> str:
