@@ -44,7 +44,7 @@ def test_a_decayed_bias_is_the_weight_of_a_feature_that_is_one(data):
 
 def test_adamw_starts_its_bias_at_the_log_prior_and_decays_it_on_request(data):
     x, y = data
-    prior = class_prior(y, 5)
+    prior = class_prior(y, 5).float()
     still = {"lr": 1e-12, "epochs": 1}
     assert torch.allclose(fit_head(x, y, 5, log_prior=prior.log(), **still).bias, prior.log(), atol=1e-5)
     large = {"log_prior": 100 * prior.log(), "weight_decay": 0.5, "lr": 0.1, "epochs": 1}
