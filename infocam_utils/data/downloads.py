@@ -143,8 +143,8 @@ def get(
                 found = _verify(archive, official, asked["sha256"])
                 _unpack(archive, draft / "unpacked", official)
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            verified = row.md5 is None or official is not None  # else any archive of the same layout
-            record = {"name": name, "url": address, **found, "official": verified, "utc": now}
+            same = row.md5 is None or found.get("md5") == row.md5  # else any archive of the same layout
+            record = {"name": name, "url": address, **found, "official": same, "utc": now}
             atomic_write(record_file, json.dumps(record, indent=1) + "\n")
             os.replace(draft / "unpacked", target)  # last: without its record it would count as another's
             archive.unlink(missing_ok=True)

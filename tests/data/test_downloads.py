@@ -129,6 +129,7 @@ def test_a_whole_run_with_the_cub_layout(
         "sha256": checksum,
         "md5": hashlib.md5(content).hexdigest(),
         "checked against": f"sha256 {checksum}",
+        "official": False,
     }
     assert not [name for name in left(data) if name.startswith(".downloads")]
     get("cub200", data, cub, checksum)  # there and verified: no second request
@@ -237,6 +238,7 @@ def test_the_official_size_and_checksum_are_checked(
     monkeypatch.setitem(SETS, "cub200", replace(fake, md5=right))
     get("cub200", tmp_path / "data")
     assert json.loads((tmp_path / "data" / "cub200.json").read_text())["checked against"] == f"md5 {right}"
+    assert json.loads((tmp_path / "data" / "cub200.json").read_text())["official"] is True
 
 
 def test_the_first_download_sets_the_checksum_for_the_next(site: Site, cub: str, tmp_path: Path) -> None:

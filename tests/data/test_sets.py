@@ -337,12 +337,14 @@ passes          20000         36000         132000           60000         60000
 batch_size      64            64            64               64            64
 lr              0.01          0.01          0.002            0.001         0.001
 head_lr         1.0           1.0           1.0              10.0          10.0
+head_start      random        random        random           random        random
 weight_decay    0.01          0.01          0.0              0.0001        0.0001
 optimizer       adamw         adamw         sgd              sgd           sgd
 schedule        onecycle      onecycle      constant         step          step
+batch_norm      adapt         adapt         adapt            adapt         adapt
 head_optimizer  lbfgs         lbfgs         lbfgs            lbfgs         lbfgs
 head_decay      None          None          None             None          None
-precision       32-true       32-true       32-true          32-true       32-true
+precision       32-true       32-true       32-true          auto          auto
 devices         1             1             1                1             1
 """
 
