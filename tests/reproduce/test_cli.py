@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
-from infocam_utils.reproduce import cli, results, runner
+from infocam_utils.reproduce import claims, cli, results, runner
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -228,7 +228,7 @@ def test_claims_prints_checks_and_writes(tmp_path):
     shutil.copy(NOTEBOOKS.parent / "claims.yml", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "README.md").write_text(
-        "".join(f"<!-- {block}:{end} -->\n" for block in ("scorecard", "real") for end in ("begin", "end"))
+        "".join(f"<!-- {block}:{end} -->\n" for block in claims.BLOCKS for end in ("begin", "end"))
     )
     printed = infocam("claims", "--root", tmp_path)
     assert printed.exit_code == 0, printed.output
