@@ -541,9 +541,10 @@ def rows(
     Of each seed: `accuracy` and `mutual_information` (mean PMI estimate) of every head; of every method, at
     the held-out images' choice, `gt_known`, `top1_loc`, `threshold`; chosen on the scored images themselves,
     `oracle_gt_known`, `oracle_top1_loc` and `max_box_acc_v2`. Without seed: `gt_known` and `top1_loc` and
-    their differences between the `comparisons`, on the same images, bootstrapped over images and seeds.
-    `setting` holds columns of every row, such as `Recipe.columns`. Raises ValueError for different images,
-    methods or thresholds, and seeds that repeat or do not pair.
+    their differences between the `comparisons`, on the same images, bootstrapped over images and seeds; and
+    as `gt_known_all` and `top1_loc_all` over scored and held-out images together, each part by the choice of
+    the other. `setting` holds columns of every row, such as `Recipe.columns`. Raises ValueError for different
+    images, methods or thresholds, and seeds that repeat or do not pair.
     """
     check_seeds(seeds)
     if not len(scored) == len(held) == len(seeds):
@@ -557,6 +558,7 @@ def rows(
     made: list[dict[str, Any]] = []
     for seed, test, other in zip(seeds, scored, held, strict=True):
         correct: dict[str | None, np.ndarray] = {}  # by head (N,)
+        held_correct = dict(zip(other.heads, other.predictions == other.labels, strict=True))
         for head, predicted, pmi in zip(test.heads, test.predictions, test.pmi, strict=True):
             correct[head] = predicted == test.labels
             found = Estimate.from_samples(torch.from_numpy(np.array(pmi)))
@@ -567,6 +569,10 @@ def rows(
             hit, right = test.hits(candidate)[:, index], correct[method.head]
             outcomes[method, "gt_known"].append(hit)
             outcomes[method, "top1_loc"].append(hit & right)
+            both = np.concatenate([hit, localized(other, test, method)])
+            outcomes[method, "gt_known_all"].append(both)
+            both_right = np.concatenate([right, held_correct[str(method.head)]])
+            outcomes[method, "top1_loc_all"].append(both & both_right)
             every = np.concatenate([test.hits(v) for v in test.candidates(method)], 1)  # (N, candidates · T)
             v2 = np.mean([_best(test.hits(candidate, c)) for c in (0.3, 0.5, 0.7)], 0)
             exact_v2 = 100 * localization.max_box_acc_v2(torch.from_numpy(test.iou(candidate)))
@@ -582,16 +588,20 @@ def rows(
                 of_method.append({"metric": "threshold", "unit": "", "value": level})
             made += [method.columns() | {"seed": seed} | row for row in of_method]
     shares = {key: 100.0 * np.stack(of_seeds) for key, of_seeds in outcomes.items()}  # (S, N), in %
-    pooled = [method.columns() | {"metric": metric, "unit": "%"} for method, metric in shares]
-    table = list(shares.values())
-    for first, second in comparisons(methods):
-        than = {f"than_{name}": value for name, value in second.columns().items()}
-        for metric in ("gt_known", "top1_loc"):
-            pooled.append(first.columns() | than | {"metric": metric, "unit": "points"})
-            table.append(shares[first, metric] - shares[second, metric])
-    for columns, value, low, high in zip(pooled, *bootstrap(np.stack(table)), strict=True):
-        ends = {"low": low, "high": high, "interval": "bootstrap over images"}
-        made.append(columns | {"value": value, "stderr": (high - low) / 3.92, "n": len(scored[0])} | ends)
+    for end in ("", "_all"):
+        metrics = [f"{metric}{end}" for metric in ("gt_known", "top1_loc")]
+        single = {key: share for key, share in shares.items() if key[1] in metrics}
+        pooled = [method.columns() | {"metric": metric, "unit": "%"} for method, metric in single]
+        table = list(single.values())
+        for first, second in comparisons(methods) if not end else []:
+            than = {f"than_{name}": value for name, value in second.columns().items()}
+            for metric in metrics:
+                pooled.append(first.columns() | than | {"metric": metric, "unit": "points"})
+                table.append(shares[first, metric] - shares[second, metric])
+        n = table[0].shape[1]
+        for columns, value, low, high in zip(pooled, *bootstrap(np.stack(table)), strict=True):
+            ends = {"low": low, "high": high, "interval": "bootstrap over images"}
+            made.append(columns | {"value": value, "stderr": (high - low) / 3.92, "n": n} | ends)
     return rows_of.frame(made, setting)
 
 
@@ -666,12 +676,13 @@ def threshold_transfer(
 def official_rows(
     scored: Evidence, variant: Variant, quirks: Official, setting: Mapping[str, Any], seed: int
 ) -> pd.DataFrame:
-    """GT-known at the official threshold of 0.2 with each defect of the official code alone, and with all.
+    """GT-known and Top-1 Loc at the official threshold of 0.2 with each official defect alone, and with all.
 
-    Column `official` names what is switched on: "none", "unclamped_iou" (sides + 1 as well),
-    "running_average" (of the running averages), "resize_minus_one" (floored shift and no clip as well),
-    "boxes_as_xywh" where the data set's boxes are read so, "all". The order of images matters to the running
-    average: it should be the official list's, sorted by class. `quirks` are the data set's, see `data.sets`.
+    Top-1 is by the predictions of the variant's head. Column `official` names what is switched on: "none",
+    "unclamped_iou" (sides + 1 as well), "running_average" (of the running averages), "resize_minus_one"
+    (floored shift and no clip as well), "boxes_as_xywh" where the data set's boxes are read so, "all". The
+    order of images matters to the running average: it should be the official list's, sorted by class.
+    `quirks` are the data set's, see `data.sets`.
     """
     stored, resized, side = scored.sizes
     boxes = torch.from_numpy(np.array(scored.official_boxes[scored.position(variant)])).double()  # (N, 4)
@@ -691,16 +702,18 @@ def official_rows(
     }
     if not quirks.boxes_as_xywh:
         del cases["boxes_as_xywh"]
-    made = []
+    made, right = [], scored.predictions[scored.heads.index(str(variant.head))] == scored.labels
     for name, (true, unclamped, averaged) in cases.items():
         if unclamped:  # (0, 0, 1, 1) is the official box of an empty map
             iou = official.official_iou(torch.where(empty, pixel, boxes), true)
         else:
             iou = localization.iou_with_truth(boxes[:, None], true)[:, 0]
-        row = _share("gt_known", (iou >= 0.5).numpy())
-        if averaged:
-            row["value"] = 100 * official.official_running_average(iou >= 0.5, quirks.batch_size)
-        made.append(variant.columns() | {"official": name, "seed": seed} | row)
+        known = iou >= 0.5
+        for metric, hits in (("gt_known", known), ("top1_loc", known & torch.from_numpy(right))):
+            row = _share(metric, hits.numpy())
+            if averaged:
+                row["value"] = 100 * official.official_running_average(hits, quirks.batch_size)
+            made.append(variant.columns() | {"official": name, "seed": seed} | row)
     return rows_of.frame(made, setting)
 
 

@@ -75,7 +75,8 @@ def forward_both(model: Classifier, position: int, images: Tensor) -> tuple[Tens
 def fit(position: int, batches: Iterable[Tensor]) -> SecondLayer:
     """The Gaussian of all places of batches of features (B, C, h, w), by moments in float64.
 
-    The covariance is shrunk: `SHRINKAGE` of its mean diagonal is added to the diagonal.
+    The covariance is shrunk: `SHRINKAGE` of its mean diagonal is added to the diagonal. Raises ValueError
+    without a place, for features that are not finite, and for features that are the same everywhere.
 
     >>> layer = fit(3, [torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)])
     >>> round(float(layer.whitening), 4), float(layer.mean)  # 1 / √1.01
@@ -86,9 +87,13 @@ def fit(position: int, batches: Iterable[Tensor]) -> SecondLayer:
         places = features.double().transpose(0, 1).flatten(1).cpu()  # (C, B·h·w)
         total, products = total + places.sum(1), products + places @ places.T
         count += places.shape[1]
+    if not count or not bool(torch.isfinite(products).all()):
+        raise ValueError(f"the Gaussian needs finite features of at least one place, had {count} places")
     mean = total / count
     covariance = products / count - torch.outer(mean, mean)
     covariance += SHRINKAGE * covariance.diagonal().mean() * torch.eye(len(mean)).double()
+    if not bool(covariance.diagonal().gt(0).all()):
+        raise ValueError(f"all {count} places have the same features; a Gaussian needs more than one")
     factor = torch.linalg.cholesky(covariance)
     whitening = torch.linalg.solve_triangular(factor, torch.eye(len(mean)).double(), upper=False)
     return SecondLayer(position, mean.float(), whitening.float())

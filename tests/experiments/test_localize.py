@@ -243,6 +243,14 @@ def test_rows_of_a_seed_are_counts_at_the_held_out_threshold() -> None:
         p = value["gt_known"] / 100
         stderr = of_seed.set_index("metric").loc["gt_known", "stderr"]
         assert stderr == pytest.approx(100 * math.sqrt(p * (1 - p) / 50))
+        there = hit.mean(0).argmax()  # of equals the first, as in the other direction
+        swapped = [hit[:, at], held[i][:, there] >= 0.5]
+        together = one(frame, method=variant.method, metric="gt_known_all", than_method=None)
+        assert together["value"] == pytest.approx(100 * np.concatenate(swapped).mean())
+        assert together["n"] == 80
+        right = [swapped[0] & correct, swapped[1]]
+        together = one(frame, method=variant.method, metric="top1_loc_all", than_method=None)
+        assert together["value"] == pytest.approx(100 * np.concatenate(right).mean())
     assert one(frame, metric="accuracy", head="h")["value"] == pytest.approx(100 * correct.mean())
     assert one(frame, metric="mutual_information", head="h")["value"] == pytest.approx(0.5)
 
@@ -370,16 +378,20 @@ def test_official_rows_change_one_thing_at_a_time() -> None:
     found[:20] = 0  # maps without a box
     base = made_evidence(np.zeros((1, n, 1)), np.ones(n, bool))
     boxes_of = {"truth": truth, "stored_truth": truth, "official_boxes": found[None].astype(np.int16)}
-    scored = replace(base, **boxes_of, sizes=(64, 64, 64))
+    right_class = np.arange(n) % 4 > 0
+    predictions = np.where(right_class, base.labels, base.labels + 1)[None]
+    scored = replace(base, **boxes_of, sizes=(64, 64, 64), predictions=predictions)
     quirks = Official(batch_size=32, boxes_as_xywh=True)
     frame = localize.official_rows(scored, base.variants[0], quirks, {}, seed=0)
-    frame = frame.set_index("official")["value"]
+    top1 = frame[frame["metric"] == "top1_loc"].set_index("official")["value"]
+    frame = frame[frame["metric"] == "gt_known"].set_index("official")["value"]
     boxes, true = torch.from_numpy(found).double(), torch.from_numpy(truth).double()
     misread = torch.cat([true[:, :2], true[:, :2] + true[:, 2:] - 1], 1)  # listed corners are inclusive
     wrong = {"none": true, "boxes_as_xywh": misread, "resize_minus_one": true * 63 / 64 + 1}
     for name, against in wrong.items():
         right = iou_with_truth(boxes[:, None], against)[:, 0] >= 0.5
         assert frame[name] == pytest.approx(100 * float(right.double().mean()))
+        assert top1[name] == pytest.approx(100 * float((right.numpy() & right_class).mean()))
     right = iou_with_truth(boxes[:, None], true)[:, 0] >= 0.5
     assert frame["running_average"] == pytest.approx(100 * official_running_average(right, 32))
     boxes[:20] = torch.tensor([0.0, 0.0, 1.0, 1.0])

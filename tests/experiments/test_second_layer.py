@@ -67,3 +67,16 @@ def test_the_product_is_of_unit_maps_the_finer_one_smoothed():
     assert scaled == pytest.approx(found)
     flat = second_layer.product(torch.ones(1, 2, 2), torch.ones(1, 4, 4))
     assert flat.eq(0).all(), "nothing to tell, and no NaN"
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([], "at least one place, had 0"),
+        ([torch.full((1, 2, 1, 2), torch.nan)], "finite features of at least one place, had 2"),
+        ([torch.ones(1, 2, 2, 2)], "all 4 places have the same features"),
+    ],
+)
+def test_a_gaussian_of_nothing_is_refused(batches, said):
+    with pytest.raises(ValueError, match=said):
+        second_layer.fit(0, batches)

@@ -310,3 +310,14 @@ def test_the_second_layer_has_a_line_for_every_run_that_measured_it():
     for name in ("CAM + sum", "norm + sum", "norm × surprise", "spread × surprise − CAM + sum", "centre box"):
         assert name in head, name
     assert claims.second_layer_table(rows[:0]) == ""
+
+
+def test_what_the_released_code_would_print_stands_in_one_line_a_run():
+    about = {"notebook": "04", "run": "r", "metric": "top1_loc", "unit": "%", "seed": 0, "method": "infocam"}
+    printed = {"none": 50.0, "unclamped_iou": 51.25, "running_average": 49.0, "resize_minus_one": 50.5}
+    rows = pd.DataFrame([about | {"official": n, "value": v} for n, v in (printed | {"all": 60.0}).items()])
+    lines = claims.defects_table(rows).splitlines()
+    assert [c.strip() for c in lines[-1].split("|")[2:-1]] == ["50.0", "51.2", "49.0", "50.5", "60.0"]
+    assert "| correct | IoU not clamped |" in lines[2]
+    assert "boxes read as" not in lines[2], "Tiny-ImageNet's alone"
+    assert claims.defects_table(rows.assign(official=None)) == ""
