@@ -13,7 +13,8 @@ _HOME = {
     "information": "Estimate PCSoftmaxLoss class_prior entropy log_pc_softmax mutual_information "
     "per_class_accuracy pointwise_mutual_information recalls shift_prior",
     "gaussians": "GaussianMixture",
-    "cam": "InfoCAM class_activation_maps feature_norm_maps info_cam",
+    "cam": "class_activation_maps feature_norm_maps info_cam spread_maps",
+    "explain": "Explanation InfoCAM",
     "localization": "boxes_from_maps localization_accuracy max_box_acc max_box_acc_v2 normalise_maps pxap "
     "select_threshold",
     "data.images": "Geometry ImageSet prepare",

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from infocam_utils import cam, localization, official
-from infocam_utils.cam import Against, Padding
+from infocam_utils.cam import Padding, Rival
 from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.classifiers.heads import fit_head, select_decay
 from infocam_utils.classifiers.training import evaluating, pooled_features, state_digest
@@ -114,7 +114,7 @@ class Variant:
 
     method: Method
     head: str | None = None
-    against: Against = None
+    against: Rival | None = None
     region: int = 1
     padding: Padding = "same"
     fraction: float = 1.0
@@ -159,7 +159,7 @@ def variants(
     [None, None, 'others', 'others']
     """
     sums: list[dict[str, Any]] = [{}] + [{"region": region, "padding": p} for p in paddings if region > 1]
-    rivals: tuple[Against, ...] = (None, "others", "least_likely", "runner_up")
+    rivals: tuple[Rival | None, ...] = (None, "others", "least_likely", "runner_up")
     made = [Variant("infocam" if a else "cam", h, a, **s) for h, a, s in product(heads, rivals, sums)]
     made += [Variant("spread", h, **s) for h, s in product(heads, sums)]
     made += [Variant("feature_norm", **s) for s in sums]
@@ -726,7 +726,7 @@ def gauge_sweep(recipe: Recipe, run: Run, images: Sets, data_dir: str | Path | N
     """
     turned = {f"{v} {s}": (v, s) for v, s in product((0, 1, 2), (0.0, 0.25, 0.5, 1.0, 2.0, 4.0))}
     heads = {name: cam.with_common_vector(run.heads["decayed"], s, v) for name, (v, s) in turned.items()}
-    rivals: tuple[Against, ...] = (None, "others", "least_likely")
+    rivals: tuple[Rival | None, ...] = (None, "others", "least_likely")
     how: dict[str, Any] = {"geometry": recipe.geometry, "precision": recipe.precision}
     how |= {"store": Store(data_dir), "thresholds": run.held.thresholds.tolist(), "prior": run.prior}
     how["variants"] = [Variant("infocam" if a else "cam", h, a) for h, a in product(heads, rivals)]
