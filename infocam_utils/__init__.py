@@ -15,6 +15,8 @@ _HOME = {
     "gaussians": "GaussianMixture",
     "cam": "class_activation_maps feature_norm_maps info_cam spread_maps",
     "explain": "Explanation InfoCAM",
+    "prior_shift": "PriorShift",
+    "estimators": "check_estimator",
     "localization": "boxes_from_maps localization_accuracy max_box_acc max_box_acc_v2 normalise_maps pxap "
     "select_threshold",
     "data.images": "Geometry ImageSet prepare",
