@@ -112,6 +112,23 @@ class Explanation:
             said.append(text)
         return said
 
+    def facts(self, i: int) -> dict[str, Any]:
+        """What map `i` says, for a machine: classes, probability, nats, and a box in pixels of the input."""
+        label = int(self.labels[i])
+        return {
+            "class": self.name(label),
+            "against": [self.name(k) for k in self.rivals[i]],
+            "probability": float(self.logits[i].float().softmax(0)[label]),
+            "log_odds": float(self.log_odds[i]),
+            "mean_of_map": float(self.log_odds[i] - self.offset[i] - self.residual[i]),
+            "offset": float(self.offset[i]),
+            "residual": float(self.residual[i]),
+            "way": self.way,
+            "layer": self.layer,
+            "box": self[[i]].boxes()[0].tolist(),
+            "input": list(self.images.shape[2:]),
+        }
+
     def pictures(self) -> np.ndarray:
         """The images as the network saw them, uint8 (B, H, W, 3).
 
@@ -486,3 +503,61 @@ def _transformed(picture: Image, transform: Any, size: int = 224) -> Tensor:
     left, top = (width - size) // 2, (height - size) // 2
     small = picture.resize((width, height)).crop((left, top, left + size, top + size))
     return read_images(np.array(small)[None])[0]
+
+
+def stock_classifier(
+    name: str, weights: str | Path | None, classes: Sequence[str] | None = None
+) -> tuple[nn.Module, list[str] | None, Any]:
+    """A classifier of torchvision's, or with "timm:" before its name of timm's: network, class names,
+    transform.
+
+    `weights` is a state dict, or "imagenet", which the library downloads; `classes` are ImageNet's unless
+    given.
+
+    Raises
+    ------
+    ValueError : an unknown name, with near matches; no weights, or weights of another network
+    FileNotFoundError : no such file
+
+    >>> stock_classifier("resnet19", "imagenet")
+    Traceback (most recent call last):
+    ValueError: torchvision has no classifier 'resnet19'; did you mean resnet18, resnet152, resnet101?
+    """
+    import torchvision
+
+    library, _, short = name.rpartition(":")
+    known: list[str] = torchvision.models.list_models(torchvision.models)
+    if library == "timm":
+        import timm
+
+        known = timm.list_models()
+    if library not in ("", "timm") or short not in known:
+        near = difflib.get_close_matches(short, known) or known[:3]
+        raise ValueError(
+            f"{library or 'torchvision'} has no classifier {short!r}; did you mean {', '.join(near)}?"
+        )
+    if weights is None:
+        raise ValueError(
+            f"{name} without weights explains nothing; give a file, its state dict, or 'imagenet', which "
+            "downloads its own"
+        )
+    asked = str(weights) == "imagenet"
+    if not asked and not Path(weights).is_file():
+        raise FileNotFoundError(f"there is no weights file {weights}")
+    own = torchvision.models.get_model_weights("resnet18" if library else short).DEFAULT
+    names = list(classes) if classes is not None else list(own.meta["categories"])
+    if library:
+        model = timm.create_model(short, pretrained=asked, num_classes=len(names))
+    else:
+        options: dict[str, Any] = {"weights": own} if asked else {"weights": None, "num_classes": len(names)}
+        model = torchvision.models.get_model(short, **options)
+    if not asked:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        try:
+            model.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            first = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{weights} holds no weights of {name} with {len(names)} classes: {first}"
+            ) from error
+    return model.eval(), names, None if library else own.transforms()

@@ -139,7 +139,7 @@ def test_refusals(call, message):
 
 
 def test_what_is_wrong_with_a_reading_is_named():
-    """Readings and losses with one fault each; the right ones have none, see the example of `check_estimator`."""
+    """Readings and losses with one fault each; what has none stands in the example of `check_estimator`."""
 
     def pc(f, y, prior):
         return mutual_information(f, y, prior, "pc")

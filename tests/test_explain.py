@@ -1,6 +1,8 @@
 """InfoCAM of any network: completeness, the gauge, the network's own logits; and pictures of what it says."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from infocam_utils.cam import contrast_weights, info_cam
 from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.classifiers.anatomy import anatomy
 from infocam_utils.classifiers.backbones import classifier
-from infocam_utils.explain import read_images
+from infocam_utils.explain import read_images, stock_classifier
 
 K = 7
 
@@ -417,3 +419,73 @@ def test_an_explanation_knows_its_picture_and_says_what_it_shows(tmp_path):
     assert grey(torch.randn(1, 1, 12, 12)).overlay().shape == (1, 12, 12, 3)
     hidden_said = InfoCAM(hidden(), 0)(array, 1).sentences()[0]
     assert "what the map does not hold" in hidden_said
+
+
+# ---- the command
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """A network of torchvision's with random weights and two photos."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "birds.txt").write_text("robin\nsparrow\nwren\n")
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path, model
+
+
+def command(folder, *words):
+    from click.testing import CliRunner
+
+    from infocam_utils.reproduce.cli import cli
+
+    options = ["--model", "shufflenet_v2_x0_5", "--weights", str(folder / "weights.pt")]
+    return CliRunner().invoke(
+        cli, ["explain", *options, "--classes", str(folder / "birds.txt"), *map(str, words)]
+    )
+
+
+def test_a_photo_is_explained_by_the_command(stock):
+    folder, model = stock
+    out = folder / "out.png"
+    result = command(folder, folder / "a.jpg", "--class", "robin", "--against", "sparrow", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "robin against sparrow: log odds" in result.output
+    assert Image.open(out).size[0] > 1000
+    result = command(folder, folder / "a.jpg", folder / "b.png", "--json", "-o", folder / "all")
+    found = json.loads(result.stdout)
+    assert [row["photo"] for row in found] == [str(folder / "a.jpg"), str(folder / "b.png")]
+    assert all((folder / "all" / f"{name}.png").is_file() for name in "ab")
+    transform = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.transforms()
+    with torch.inference_mode():
+        logits = model.eval()(transform(Image.open(folder / "a.jpg"))[None])[0]
+    top = logits.topk(2)
+    assert found[0]["log_odds"] == pytest.approx(float(top.values[0] - top.values[1]), abs=1e-5)
+    assert found[0]["class"] == ["robin", "sparrow", "wren"][int(top.indices[0])]
+    assert found[0]["mean_of_map"] + found[0]["offset"] == pytest.approx(found[0]["log_odds"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.jpg"], "there is no picture none.jpg"),
+        (["a.jpg", "--class", "robbin"], "no class 'robbin'; did you mean 'robin'"),
+        (["a.jpg", "--class", "7"], r"\[0, 2\], got 7"),
+        (["birds.txt"], "no picture that can be read"),
+        (["a.jpg", "--model", "shufflenet"], "no classifier 'shufflenet'; did you mean shufflenet_v2"),
+        (["a.jpg", "--weights", "lost.pt"], "no weights file lost.pt"),
+        (["a.jpg", "--model", "resnet18"], r"holds no weights of resnet18 with 3 classes: .*Missing key"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line(stock, monkeypatch, words, message):
+    folder, _ = stock
+    monkeypatch.chdir(folder)
+    result = command(folder, *words)
+    assert result.exit_code == 2
+    assert re.search(message, result.output), result.output
+    assert "Traceback" not in result.output
+    with pytest.raises(ValueError, match=r"without weights explains nothing; .*'imagenet', which"):
+        stock_classifier("resnet18", None)
