@@ -28,10 +28,14 @@ _HOME = {
     "classifiers.heads": "fit_head",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
-__all__ = sorted(_MODULE)
+__all__ = ["__version__", *sorted(_MODULE)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("infocam")
     # On demand, so that `infocam --help` does not wait for torch.
     if name in _MODULE:
         return getattr(import_module(f"infocam_utils.{_MODULE[name]}"), name)

@@ -319,4 +319,8 @@ def explain(
 
 def main() -> None:
     """Entry point: errors are one line, an interrupt is no traceback."""
-    cli(prog_name="infocam")
+    try:
+        cli(prog_name="infocam")
+    except ModuleNotFoundError as error:
+        extra = "timm" if error.name == "timm" else "notebooks"
+        sys.exit(f"Error: {error}; pip install 'infocam[{extra}]' brings what this command needs")
