@@ -107,7 +107,7 @@ def test_bad_input() -> None:
 
 
 def test_inclusive_iou_counts_the_pixels_of_the_fields_evaluator() -> None:
-    """By masks: pixels x0..x1 and y0..y1, ends counted, in an image of 30; boxes are made by exclusive ends."""
+    """By masks: pixels x0..x1 and y0..y1, ends counted, in an image of 30; boxes have exclusive ends."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randint(0, 15, (300, 2, 2), generator=generator).double()
     boxes = torch.cat([start, start + torch.randint(1, 16, (300, 2, 2), generator=generator)], -1)
