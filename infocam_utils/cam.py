@@ -73,18 +73,37 @@ def contrast_weights(
     own = weight[labels]  # (B, C)
     if against is None:
         return own
+    rivals = rival_classes(labels, classes, against, logits)
+    if rivals is None:
+        return own - (weight.sum(0) - own) / (classes - 1)
+    return own - weight[rivals.to(weight.device)].mean(1)
+
+
+def rival_classes(
+    labels: Tensor, classes: int, against: Against, logits: Tensor | None = None
+) -> Tensor | None:
+    """The classes (B, m) that each image's label is held against, as `contrast_weights` takes them.
+
+    None for CAM, which has none, and for "others", which are all.
+
+    >>> rival_classes(torch.tensor([0, 1]), 3, "runner_up", torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]))
+    tensor([[2],
+            [0]])
+    """
+    if against is None:
+        return None
     if not isinstance(against, str):
-        return own - weight[_chosen(against, len(labels), classes).to(weight.device)].mean(1)
+        return _chosen(against, len(labels), classes)
     check_choice("against", against, get_args(Rival))
     if classes < 2:
         raise ValueError(f"a contrast needs at least 2 classes, got {classes}; pass against=None for CAM")
     if against == "others":
-        return own - (weight.sum(0) - own) / (classes - 1)
+        return None
     if logits is None:
         raise ValueError(f"against={against!r} depends on the image; pass logits=model(images)")
     sign = 1 if against == "runner_up" else -1
-    others = (sign * logits.to(weight.device)).scatter(1, labels[:, None], -torch.inf)  # never y itself
-    return own - weight[others.argmax(1)]
+    others = (sign * logits).scatter(1, labels.to(logits.device)[:, None], -torch.inf)  # never y itself
+    return others.argmax(1, keepdim=True)
 
 
 def region_sum(maps: Tensor, region: int, padding: Padding = "same") -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infocam_utils.cam import Against, Padding, Rival, contrast_weights, region_sum
+from infocam_utils.cam import Against, Padding, Rival, contrast_weights, region_sum, rival_classes
 from infocam_utils.classifiers.adapt import disagreement, evaluation_mode
 from infocam_utils.classifiers.anatomy import (
     Anatomy,
@@ -313,14 +313,11 @@ class InfoCAM:
 
     def _exactly(self, found: Anatomy, batch: Tensor, chosen: Tensor | None) -> Explanation | None:
         """One pass that catches maps and linear layer; None where the logits are not made from them."""
+        dims = 3 if found.layout.kind == "tokens" else 4
         with torch.inference_mode():
             logits, seen = watched(self.model, batch, found.call)
             parts = linear_parts(seen, logits)
-            if (
-                parts is None
-                or not seen.maps
-                or seen.maps[0].output.ndim != 2 + 2 - (found.layout.kind == "tokens")
-            ):
+            if parts is None or not seen.maps or seen.maps[0].output.ndim != dims:
                 return None
             x, weight, bias = parts
             features = found.layout.maps(seen.maps[0].output)  # (B, C, h, w)
@@ -376,6 +373,7 @@ class InfoCAM:
         with torch.no_grad():
             odds = contrast_weights(logits.T, labels, self.against, logits).diagonal()
             residual = odds - offset - maps.mean((1, 2))
+            rivals = rival_classes(labels, logits.shape[1], self.against, logits)
             maps = region_sum(maps, self.region, self.padding)
             # Cloned outside inference mode, results are ordinary tensors, which may be changed in place.
             return Explanation(
@@ -386,7 +384,7 @@ class InfoCAM:
                 offset=offset.clone(),
                 residual=residual.clone(),
                 images=batch,
-                rivals=self._rivals(logits, labels),
+                rivals=((),) * len(batch) if rivals is None else tuple(map(tuple, rivals.tolist())),
                 plain=self.against is None,
                 way=found.way,
                 layer=found.layer,
@@ -433,19 +431,6 @@ class InfoCAM:
                 f"labels must be one, or one for each of {count} images, were {tuple(labels.shape)}"
             )
         return labels
-
-    def _rivals(self, logits: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
-        """The classes that each image's is held against; none for CAM and for all others."""
-        against = self.against
-        if against is None or (isinstance(against, str) and against == "others"):
-            return ((),) * len(logits)
-        if isinstance(against, str):
-            sign = 1 if against == "runner_up" else -1
-            found = (sign * logits).scatter(1, labels[:, None], -torch.inf).argmax(1)
-            return tuple((one,) for one in found.tolist())
-        rows = torch.as_tensor(against).cpu()
-        rows = rows.view(len(logits), -1) if isinstance(against, Tensor) and rows.ndim else rows.view(1, -1)
-        return tuple(map(tuple, rows.expand(len(logits), -1).tolist()))
 
 
 def read_images(images: Any, transform: Any = None) -> Tensor:
