@@ -174,7 +174,7 @@ def judge(ledger: Sequence[Claim], rows: pd.DataFrame) -> list[Judged]:
     """The verdict of every claim from all rows (`results.read_all`); the profile "smoke" decides nothing."""
     stated = {claim.id: claim.paper for claim in ledger}
     other = set(select(rows, archive="another")["run"])
-    rows = rows.drop(columns="archive", errors="ignore")
+    rows = rows.drop(columns=["archive", "optimizer"], errors="ignore")
     if "profile" in rows:
         rows = rows[rows["profile"] != "smoke"].drop(columns="profile")
     judged = []
@@ -449,23 +449,29 @@ def gauge(rows: pd.DataFrame) -> str:
     if gains.empty or "epoch" not in shares or shares["epoch"].isna().all():
         return ""
     said: list[str] = []
-    explained = {"pretrained": [0.0], "scratch": [0.0]}
+    explained: dict[str, list[float]] = {}
     for run, found in gains.groupby("run", sort=True):
         region = found["region"].max()
         lead = {row["head"]: row for row in select(found, region=region).to_dict("records")}
         course = results.over_seeds(select(shares[shares["epoch"].notna()], run=run)).sort_values("epoch")
         first, last = (100 * float(course["value"].iloc[i]) for i in (0, -1))
         own, without = (number(lead[head], unit=False) for head in ("own", "own_zero_sum"))
-        start = "pretrained" if results.known(lead["own"]).get("weights") else "scratch"
-        explained[start].append(abs(lead["own"]["value"] - lead["own_zero_sum"]["value"]))
+        row = results.known(lead["own"])
+        by = {"sgd": "SGD", "adamw": "AdamW"}.get(str(row.get("optimizer")), "an optimizer")
+        how = "fine-tunes a pretrained network" + ", as in the paper" * (by == "SGD")
+        explained.setdefault(f"{by} {how if row.get('weights') else 'trains one from scratch'}", []).append(
+            abs(row["value"] - lead["own_zero_sum"]["value"])
+        )
         said.append(
             f"{setting_words({**lead['own'], 'head': None})}: the common vector goes from {first:.0f} to "
             f"{last:.0f} % of the class weights, infoCAM gains {own} points on CAM, and {without} once "
             "it is gone"
         )
-    words = "The common vector explains at most {pretrained:.1f} points of infoCAM's gain on CAM where a "
-    words += "pretrained network is fine-tuned, and at most {scratch:.1f} where one is trained from scratch. "
-    return words.format(**{start: max(points) for start, points in explained.items()}) + "; ".join(said) + "."
+    most = [
+        f"at most {max(explained[how]):.1f} points where {how}" for how in sorted(explained, reverse=True)
+    ]
+    text = f"Of infoCAM's gain on CAM the common vector explains {'; '.join(most)}. "
+    return text + "; ".join(said) + "."
 
 
 def starting_point(rows: pd.DataFrame) -> str:

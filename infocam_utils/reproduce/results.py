@@ -30,9 +30,9 @@ if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not 
 UNITS = ("nats", "%", "points", "s", "")  # points: differences of percentages
 MEASURE = "seed value stderr n low high interval".split()
 PROPERTIES = (  # all that a row may say it is about, in the order of a table
-    "run notebook profile archive dataset shares labels dimension backbone weights stride frozen few many "
-    "test method setting rule tau head against region padding second_layer marginal official images vector "
-    "common_length epoch metric unit"
+    "run notebook profile archive optimizer dataset shares labels dimension backbone weights stride frozen "
+    "few many test method setting rule tau head against region padding second_layer marginal official images "
+    "vector common_length epoch metric unit"
 ).split()
 _THAN = [f"than_{name}" for name in PROPERTIES]  # of the second method of a difference
 _INTEGERS = {"seed", "n", "dimension", "stride", "few", "many", "region", "images", "vector", "epoch"}
@@ -342,14 +342,17 @@ def read_rows(path: str | Path) -> pd.DataFrame:
 def read_all(folder: str | Path) -> pd.DataFrame:
     """The rows of all results under a folder, with their `run` (folder), `notebook` (NN), `profile`.
 
-    `archive` is "another" where a data set is known not to come from the official one, whatever its name.
+    `archive` is "another" where a data set is known not to come from the official one, whatever its name;
+    `optimizer` is that of networks which are trained as a whole.
     """
     import pandas as pd
 
     frames = []
     for path in sorted(Path(folder).rglob("[0-9][0-9].json")):
         one = read(path)
-        place = {"run": path.parent.name, "notebook": path.stem, "profile": one.profile}
+        place: dict[str, Any] = {"run": path.parent.name, "notebook": path.stem, "profile": one.profile}
+        trained = [recipe for recipe in one.recipes.values() if recipe.get("frozen") is False]
+        place |= {"optimizer": trained[0].get("optimizer")} if trained else {}
         frames.append(one.rows.assign(**place, archive=None if one.official else "another"))
     if not frames:
         return pd.DataFrame({name: [] for name in ("run", "notebook", "profile", "metric", "unit", "value")})

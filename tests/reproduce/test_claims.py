@@ -295,7 +295,13 @@ def test_the_second_question_is_answered_from_the_heads_that_training_left():
     rows += [share | {"epoch": epoch, "value": value} for epoch, value in enumerate((0.2, 0.15, 0.1))]
     text = claims.gauge(pd.DataFrame(rows))
     assert "from 20 to 10 % of the class weights" in text
-    assert "is fine-tuned, and at most 3.0 where one is trained from scratch." in text
+    assert (
+        "the common vector explains at most 3.0 points where an optimizer trains one from scratch. " in text
+    )
+    named = pd.DataFrame([row | {"optimizer": "sgd", "backbone": "b", "weights": "b_w"} for row in rows])
+    assert "explains at most 3.0 points where SGD fine-tunes a pretrained network, as in" in claims.gauge(
+        named
+    )
     assert "gains 5.0 [4.0, 6.0] points on CAM, and 2.0 [1.0, 3.0] once it is gone." in text
     assert claims.gauge(pd.DataFrame(rows[:4])) == ""
 
