@@ -743,6 +743,49 @@ def gauge_sweep(recipe: Recipe, run: Run, images: Sets, data_dir: str | Path | N
     return rows_of.frame(made, recipe.columns())
 
 
+def gauge_example(
+    recipe: Recipe, run: Run, images: Sets, lengths: Sequence[float] = (0.0, 1.0, 4.0), among: int = 300
+) -> dict[str, Any]:
+    """One scored image under the decayed head and under the same with common vectors of growing length.
+
+    The first `among` the scored images on which CAM and infoCAM against the least likely class both hit as
+    trained, and CAM no longer does with the longest vector; the first image where there is none. With its
+    `index`, `maps` (2, L, h, w) of both methods, `boxes` (2, L, 4) and `iou` (2, L) at the thresholds that
+    held-out images chose as trained, `truth` (4,) and the `probabilities` (K,), alike for all lengths.
+    """
+    heads = [cam.with_common_vector(run.heads["decayed"], length) for length in lengths]
+    rivals: tuple[Rival | None, ...] = (None, "least_likely")
+    rows = range(min(among, len(images[2])))
+    with evaluating(run.network) as device, torch.inference_mode():
+        pixels = prepare(images[2].pixels(rows).to(device), recipe.geometry)
+        features = run.network.forward_features(pixels).float().cpu()
+        pooled = features.mean((2, 3))
+    labels, side = images[2].labels[: len(rows)], recipe.geometry.sizes(images[2].size)[1]
+    assert images[2].boxes is not None
+    truth = recipe.geometry.boxes(images[2].boxes[: len(rows)].float(), images[2].size)
+    found, boxes = [], []
+    for against in rivals:
+        _, level = chosen(run.held, Variant("infocam" if against else "cam", "decayed", against))
+        maps = [
+            cam.info_cam(features, head.weight.cpu(), labels, against, head.cpu()(pooled)) for head in heads
+        ]
+        found.append(torch.stack(maps, 1))  # (N, L, h, w)
+        at = [run.held.thresholds[level]]
+        boxes.append(torch.stack([localization.boxes_from_maps(m, side, at)[:, 0] for m in maps], 1))
+    drawn = torch.stack(boxes, 1)  # (N, 2, L, 4)
+    iou = localization.iou_with_truth(drawn.flatten(1, 2), truth).view(drawn.shape[:3])
+    wanted = (iou[:, :, 0] >= 0.5).all(1) & (iou[:, 0, -1] < 0.5) & (iou[:, 1, -1] >= 0.5)
+    i = int(wanted.int().argmax())
+    return {
+        "index": i,
+        "maps": torch.stack(found, 1)[i],
+        "boxes": drawn[i],
+        "iou": iou[i],
+        "truth": truth[i],
+        "probabilities": heads[0](pooled[i]).softmax(0),
+    }
+
+
 def _share(metric: str, outcomes: np.ndarray) -> dict[str, Any]:
     """The mean of (N,) outcomes in [0, 1], in per cent, with its standard error."""
     n = len(outcomes)
