@@ -76,7 +76,7 @@ rehearsal: $(READY)
 
 lock:
 	@command -v uv >/dev/null || { echo "make lock: needs uv (pip install uv)"; exit 2; }
-	@uv pip compile pyproject.toml --extra test --python-version 3.11 --universal --generate-hashes \
+	@uv pip compile pyproject.toml --extra notebooks --extra test --python-version 3.11 --universal --generate-hashes \
 	  --no-header --no-annotate -q -o requirements.lock
 	@sed -i '1i # Python 3.11 and newer. Made from pyproject.toml by: make lock' requirements.lock
 

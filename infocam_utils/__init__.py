@@ -13,7 +13,10 @@ _HOME = {
     "information": "Estimate PCSoftmaxLoss class_prior entropy log_pc_softmax mutual_information "
     "per_class_accuracy pointwise_mutual_information recalls shift_prior",
     "gaussians": "GaussianMixture",
-    "cam": "InfoCAM class_activation_maps feature_norm_maps info_cam",
+    "cam": "class_activation_maps feature_norm_maps info_cam spread_maps",
+    "explain": "Explanation InfoCAM",
+    "prior_shift": "PriorShift",
+    "estimators": "check_estimator",
     "localization": "boxes_from_maps localization_accuracy max_box_acc max_box_acc_v2 normalise_maps pxap "
     "select_threshold",
     "data.images": "Geometry ImageSet prepare",
@@ -25,10 +28,14 @@ _HOME = {
     "classifiers.heads": "fit_head",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
-__all__ = sorted(_MODULE)
+__all__ = ["__version__", *sorted(_MODULE)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("infocam")
     # On demand, so that `infocam --help` does not wait for torch.
     if name in _MODULE:
         return getattr(import_module(f"infocam_utils.{_MODULE[name]}"), name)

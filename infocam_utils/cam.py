@@ -15,20 +15,17 @@ labels (B,) integers, the class y of each image; logits (B, K). What does not fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infocam_utils.classifiers.adapt import adapt, disagreement, evaluation_mode
 from infocam_utils.information import check_choice, check_labels
 
 Rival = Literal["others", "least_likely", "runner_up"]
-Against = Rival | None
+Against = Rival | int | Sequence[int] | Tensor | None
 Padding = Literal["same", "full"]
 
 
@@ -55,14 +52,15 @@ def contrast_weights(
 
     The rival is None for CAM; `others`, the mean of the other K − 1 rows; `least_likely` or `runner_up`, the
     row of the class with the smallest or largest logit *except y*: were y its own rival, the map would be
-    zero. These two need the logits. In place of the weight, the biases (K, 1) or transposed logits (K, N)
-    give their contrast. Stacked to (V, B, C), vectors of several heads and rivals read the features once for
-    all their maps, `einsum('vbc,bchw->bvhw', vectors, features)`.
+    zero. These two need the logits. A class of one's choice is its number, several a list of which the mean
+    row is taken, and a tensor (B,) or (B, m) holds each image's own. In place of the weight, the biases (K,
+    1) or transposed logits (K, N) give their contrast. Stacked to (V, B, C), vectors of several heads and
+    rivals read the features once for all their maps, `einsum('vbc,bchw->bvhw', vectors, features)`.
 
     >>> weight, logits = torch.tensor([[6.0], [1.0], [3.0]]), torch.tensor([[0.0, 2.0, 1.0]])
     >>> [contrast_weights(weight, torch.tensor([0]), a, logits).item()
-    ...  for a in (None, "others", "least_likely", "runner_up")]
-    [6.0, 4.0, 3.0, 5.0]
+    ...  for a in (None, "others", "least_likely", "runner_up", 2, [1, 2])]
+    [6.0, 4.0, 3.0, 5.0, 3.0, 4.0]
     """
     classes = len(weight)
     check_labels(labels, classes)
@@ -75,16 +73,37 @@ def contrast_weights(
     own = weight[labels]  # (B, C)
     if against is None:
         return own
+    rivals = rival_classes(labels, classes, against, logits)
+    if rivals is None:
+        return own - (weight.sum(0) - own) / (classes - 1)
+    return own - weight[rivals.to(weight.device)].mean(1)
+
+
+def rival_classes(
+    labels: Tensor, classes: int, against: Against, logits: Tensor | None = None
+) -> Tensor | None:
+    """The classes (B, m) that each image's label is held against, as `contrast_weights` takes them.
+
+    None for CAM, which has none, and for "others", which are all.
+
+    >>> rival_classes(torch.tensor([0, 1]), 3, "runner_up", torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]))
+    tensor([[2],
+            [0]])
+    """
+    if against is None:
+        return None
+    if not isinstance(against, str):
+        return _chosen(against, len(labels), classes)
     check_choice("against", against, get_args(Rival))
     if classes < 2:
         raise ValueError(f"a contrast needs at least 2 classes, got {classes}; pass against=None for CAM")
     if against == "others":
-        return own - (weight.sum(0) - own) / (classes - 1)
+        return None
     if logits is None:
         raise ValueError(f"against={against!r} depends on the image; pass logits=model(images)")
     sign = 1 if against == "runner_up" else -1
-    others = (sign * logits.to(weight.device)).scatter(1, labels[:, None], -torch.inf)  # never y itself
-    return own - weight[others.argmax(1)]
+    others = (sign * logits).scatter(1, labels.to(logits.device)[:, None], -torch.inf)  # never y itself
+    return others.argmax(1, keepdim=True)
 
 
 def region_sum(maps: Tensor, region: int, padding: Padding = "same") -> Tensor:
@@ -195,96 +214,15 @@ def with_common_vector(head: nn.Linear, scale: float, seed: int = 0) -> nn.Linea
     return _moved(head, vector * (scale * _row_norm(weight) / vector.norm()))
 
 
-@dataclass(frozen=True)
-class CamOutput:
-    """What `InfoCAM` returns for a batch: maps (B, h, w), logits (B, K), the labels (B,) the maps are for."""
-
-    maps: Tensor
-    logits: Tensor
-    labels: Tensor
-
-
-class InfoCAM:
-    """infoCAM of any classifier that ends in global average pooling and one linear layer.
-
-    The model is a `Classifier`, or a torchvision or user model that `adapt` accepts; the options are those of
-    `info_cam`. In the `with` block the model is in evaluation mode; afterwards every submodule has its own
-    mode back, also after an exception. No hooks, no gradients, one pass per batch in the model's device and
-    dtype. For the first batch of every image size the model itself sees the first image too: the logits must
-    be its own, or else it is no mean of maps at that size. A RuntimeError says that it was used outside its
-    block, or that layers of the model were replaced since.
-
-    >>> from infocam_utils import Classifier
-    >>> model = Classifier(nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 20))
-    >>> with InfoCAM(model, against="least_likely") as cam:
-    ...     output = cam(torch.randn(4, 3, 65, 65))
-    >>> output.maps.shape, output.logits.shape, output.labels.shape
-    (torch.Size([4, 32, 32]), torch.Size([4, 20]), torch.Size([4]))
-    """
-
-    def __init__(
-        self, model: nn.Module, against: Against = "least_likely", region: int = 1, padding: Padding = "same"
-    ) -> None:
-        # Options are refused here, before any image is computed.
-        region_sum(torch.zeros(1, 1, 1), region, padding)
-        contrast_weights(torch.zeros(2, 1), torch.tensor([0]), against, torch.zeros(1, 2))
-        self.model, self.classifier = model, adapt(model)
-        self.against, self.region, self.padding = against, region, padding
-        self._layers = list(model.modules())  # as adapted
-        self._sizes: set[tuple[int, ...]] = set()  # of images on which the logits were the model's own
-        self._open: list[ExitStack] = []  # one for each block, as blocks may be nested
-
-    def __enter__(self) -> InfoCAM:
-        block = ExitStack()
-        block.enter_context(evaluation_mode(self.model, self.classifier))
-        self._open.append(block)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.pop().close()
-
-    def __call__(self, images: Tensor, labels: Tensor | Sequence[int] | None = None) -> CamOutput:
-        """Maps of images (B, 3, H, W) for the given labels (B,), or for the predicted ones."""
-        if not self._open:
-            raise RuntimeError("use it inside its block: with InfoCAM(model) as cam: output = cam(images)")
-        if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
-            found = f"{tuple(images.shape)} of {images.dtype}"
-            raise ValueError(f"images must be floating (B, 3, H, W), not empty, were {found}; normalise them")
-        adapted = self.model is not self.classifier
-        if adapted and list(self.model.modules()) != self._layers:
-            raise RuntimeError(
-                f"layers of {self.classifier.name} were replaced since InfoCAM(model); make a new InfoCAM"
-            )
-        head = self.classifier.linear
-        with torch.inference_mode():
-            images = images.to(head.weight.device, head.weight.dtype)
-            features = self.classifier.forward_features(images)
-            logits = head(self.classifier.pool(features))  # (B, K)
-            chosen = logits.argmax(1) if labels is None else torch.as_tensor(labels, device=logits.device)
-            maps = info_cam(features, head.weight, chosen, self.against, logits, self.region, self.padding)
-            if adapted:
-                self._check_size(images, logits)
-        # Cloned outside inference mode, results are ordinary tensors, which may be changed in place.
-        return CamOutput(maps.clone(), logits.clone(), chosen.clone())
-
-    def _check_size(self, images: Tensor, logits: Tensor) -> None:
-        """Refuse images of a size at which the adapted logits are not the model's."""
-        size, one = tuple(images.shape[1:]), images[:1]
-        if size in self._sizes:
-            return
-        remedy = "use images of the size it was made for, or give it nn.AdaptiveAvgPool2d(1) as its pooling"
-        try:
-            own = self.model(one)
-        except Exception as error:  # the model's own code, which may raise anything
-            raise ValueError(f"the model fails on images of {size} ({error}); {remedy}") from error
-        # A batch may be rounded otherwise than one image (TF32, bfloat16): then compare like with like.
-        off = disagreement(logits[:1], own) and disagreement(self.classifier(one), own)
-        if off:
-            raise ValueError(
-                f"on images of {size} the model's logits are not those of the mean of its maps (off by "
-                f"{off:.1e}), as its pooling leaves cells out; {remedy}"
-            )
-        self._sizes.add(size)
+def _chosen(against: int | Sequence[int] | Tensor, images: int, classes: int) -> Tensor:
+    """Classes (B, m) that each image is held against."""
+    rows = torch.as_tensor(against)
+    check_labels(rows.flatten(), classes)
+    if isinstance(against, Tensor) and rows.ndim in (1, 2) and len(rows) == images:
+        return rows.view(images, -1).long()
+    if isinstance(against, Tensor) and rows.ndim:
+        raise ValueError(f"against must be ({images},) or ({images}, m), was {tuple(rows.shape)}")
+    return rows.long().view(1, -1).expand(images, -1)
 
 
 def _row_norm(weight: Tensor) -> Tensor:

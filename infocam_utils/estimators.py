@@ -8,13 +8,15 @@ drawn by shuffling labels. ``log K − CE`` is a reading of ``information.mutual
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from sklearn.feature_selection import mutual_info_classif
 from torch import Tensor
 
-from infocam_utils.information import Estimate, check_choice, check_labels
+from infocam_utils.gaussians import GaussianMixture
+from infocam_utils.information import Estimate, check_choice, check_labels, entropy
 
 CriticKind = Literal["mine", "nwj", "infonce"]
 Marginal = Literal["exact", "shuffle"]
@@ -95,3 +97,59 @@ def nearest_neighbour_mi(x: Tensor, y: Tensor) -> Estimate:
 
     parts = torch.tensor([estimate(order[part::PARTS]) for part in range(PARTS)])
     return Estimate(estimate(order), float(parts.std()) / math.sqrt(PARTS), len(x))
+
+
+def check_estimator(
+    estimate: Callable[[Tensor, Tensor, Tensor], float | Tensor],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    kind: Literal["pc", "softmax"] = "softmax",
+) -> list[str]:
+    """What is wrong with somebody's reading of mutual information from a classifier; nothing where all holds.
+
+    `estimate` takes logits (N, K), labels (N,) and the training shares π (K,) and returns nats; the logits of
+    the kind "softmax" are ``log p(y|x)`` up to a constant for each x, of "pc" ``log p(x|y)``. `loss`, if
+    given, takes the same. Tried on the paper's mixtures, balanced and not, where the truth is known:
+
+    - *truth*: logits of the exact posterior give the exact mutual information, to four standard errors; -
+    *bound*: however sure the logits are of the label, no more than H(Y); - *shift*: a constant added to all
+    logits of a pair changes nothing; - *gradient*: the exact posterior is where the mean gradient of the
+    loss is zero, under unequal shares too.
+
+    >>> from infocam_utils.information import PCSoftmaxLoss, mutual_information
+    >>> check_estimator(lambda f, y, prior: mutual_information(f, y, prior, "pc").value,
+    ...                 lambda f, y, prior: PCSoftmaxLoss(prior)(f, y), kind="pc")
+    []
+    >>> log_k = lambda f, y, prior: mutual_information(f, y, prior, "log_k_minus_ce").value
+    >>> [problem.split(":")[0] for problem in check_estimator(log_k)]
+    ['truth, unbalanced', 'bound, unbalanced']
+    """
+    check_choice("kind", kind, ("pc", "softmax"))
+    problems = []
+    for balanced in (True, False):
+        where = "balanced" if balanced else "unbalanced"
+        mixture = GaussianMixture(1, balanced=balanced)
+        prior, truth = mixture.prior, mixture.mutual_information()
+        x, y = mixture.sample(40_000, torch.Generator().manual_seed(0))
+        pmi = mixture.pointwise_mutual_information(x)  # log p(x|y) up to a constant for each x
+        exact = pmi if kind == "pc" else pmi + prior.log()
+        found = float(estimate(exact, y, prior))
+        error = 4 * float(Estimate.from_samples(pmi[torch.arange(len(y)), y]).stderr)
+        if not abs(found - truth) <= error:
+            problems.append(f"truth, {where}: {found:.4f} nats instead of {truth:.4f} ± {error:.4f}")
+        sure = 50.0 * torch.nn.functional.one_hot(y, len(prior)).double()
+        most, allowed = float(estimate(sure, y, prior)), float(entropy(torch.bincount(y) / len(y)))
+        if not most <= allowed + 1e-3:
+            problems.append(f"bound, {where}: {most:.4f} nats, though H(Y) is {allowed:.4f}")
+        moved = float(estimate(exact + 10 * x[:, :1].double(), y, prior))
+        if not abs(moved - found) <= 1e-4:
+            problems.append(f"shift, {where}: {found:.4f} became {moved:.4f} nats")
+        if loss is not None:
+            logits = exact.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(loss(logits, y, prior), logits)
+            per_class = slope.sum(0) / slope.abs().sum().clamp_min(
+                1e-30
+            )  # of the mean loss by each class's bias
+            if not float(per_class.abs().max()) <= 0.02:
+                largest = f"{float(per_class.abs().max()):.3f}"
+                problems.append(f"gradient, {where}: {largest} of it is left at the exact posterior")
+    return problems

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 Prior = Tensor | np.ndarray | Sequence[float]
 Kind = Literal["pc", "softmax"]
-Reading = Literal["pc", "softmax", "log_k_minus_ce"]
+Output = Literal["pc", "softmax", "probabilities"]  # what a classifier returns
+Reading = Literal["pc", "softmax", "probabilities", "log_k_minus_ce"]
 Reduction = Literal["mean", "sum", "none"]
 
 NORMAL_95 = 1.959963984540054
@@ -69,20 +70,22 @@ def log_pc_softmax(logits: Tensor, prior: Prior) -> Tensor:
     return _log_ratio(logits, check_prior(prior, logits.shape[-1]), "pc")
 
 
-def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Kind = "pc") -> Tensor:
+def pointwise_mutual_information(logits: Tensor, prior: Prior, kind: Output = "pc") -> Tensor:
     """Estimated ``PMI(x, y) = log p(y|x) − log π_y`` in nats for every class, (..., K) like the logits.
 
     ``kind="pc"``: logits of a PC-softmax classifier, ``log s_y``. ``kind="softmax"``: logits of a plain
-    softmax classifier trained under the prior, ``log softmax(g)_y − log π_y``. The result is float64 where
-    float32 cannot hold the difference of two logits. Raises ValueError for logits that are not finite.
+    softmax classifier trained under the prior, ``log softmax(g)_y − log π_y``. ``kind="probabilities"``: the
+    posterior itself, of any classifier trained under the prior; where it is 0 the PMI is −∞. The result is
+    float64 where float32 cannot hold the difference of two logits. Raises ValueError for logits that are not
+    finite, and for rows that are no probabilities.
 
     >>> pmi = pointwise_mutual_information(torch.zeros(1, 4), [0.25] * 4, kind="softmax")
     >>> pmi.abs().max() < 1e-6
     tensor(True)
     """
-    check_choice("kind", kind, get_args(Kind))
-    dtype = _check_finite(logits)
-    return _log_ratio(logits.to(dtype), check_prior(prior, logits.shape[-1]), kind)
+    check_choice("kind", kind, get_args(Output))
+    logits, form = _as_logits(logits, kind)
+    return _log_ratio(logits, check_prior(prior, logits.shape[-1]), form)
 
 
 @dataclass(frozen=True)
@@ -126,31 +129,56 @@ class Estimate:
         return Estimate(self.value + gap * other.n / n, math.sqrt(squares / (n - 1) / n), n)
 
 
-def mutual_information(logits: Tensor, labels: Tensor, prior: Prior, kind: Reading = "pc") -> Estimate:
+def mutual_information(
+    logits: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
+    prior: Prior,
+    kind: Reading = "pc",
+) -> Estimate:
     """Estimate I(X; Y) from held-out pairs: the mean estimated PMI at the true labels, in nats.
 
     Its expectation is a lower bound on I(X; Y) (Barber and Agakov 2003), tight when the classifier is exact.
     ``kind="log_k_minus_ce"`` is ``log K − cross-entropy`` of a plain softmax, the reading of the official
     code: it exceeds ``kind="softmax"`` by ``log K − H(Y)`` and is no bound unless labels are uniform.
 
-    Logits are (N, K), labels (N,) integers, the prior is that of the training set. Beside the logits, memory
-    is taken for some rows at a time. Raises ValueError for an empty batch, labels outside [0, K), and logits
-    that are not finite.
+    Logits are (N, K), or with ``kind="probabilities"`` posteriors of any classifier, labels (N,) integers,
+    the prior is that of the training set. They are read once, some rows at a time, so a memory-mapped array
+    need not fit into memory; the estimates of parts add. Raises ValueError for an empty batch, labels outside
+    [0, K), logits that are not finite, and a label to which the classifier gave no probability.
 
     >>> logits = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
     >>> round(mutual_information(logits, torch.tensor([0, 1]), [0.5, 0.5]).value, 4)  # log 2
     0.6931
     """
     check_choice("kind", kind, get_args(Reading))
-    _check_logits(logits, labels)
-    classes, logits = logits.shape[1], logits.detach()
-    check_labels(labels, classes)
+    given = torch.as_tensor(labels)
+    if (
+        not isinstance(logits, np.ndarray) or logits.ndim != 2
+    ):  # a part of an array is looked at when it is read
+        _check_logits(torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits, given)
+    elif given.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be (B, K) and labels (B,), got {logits.shape} and {tuple(given.shape)}"
+        )
+    classes = logits.shape[1]
+    check_labels(given, classes)
     prior = check_prior(prior, classes)
     if kind == "log_k_minus_ce":  # log softmax(g)_y + log K is the PMI of a softmax under a uniform prior
         prior, kind = torch.full((classes,), 1 / classes, dtype=torch.float64), "softmax"
-    dtype, rows = _check_finite(logits), max(1, CHUNK // classes)
-    pairs = zip(logits.split(rows), labels.long().split(rows), strict=True)
-    return Estimate.from_samples(torch.cat([_log_ratio(f.to(dtype), prior, kind, y) for f, y in pairs]))
+    # One result, made before: small ones kept from each turn would split the memory that the turns share.
+    pmi, rows = torch.empty(len(given), dtype=torch.float64), max(1, CHUNK // classes)
+    for start in range(0, len(given), rows):
+        part, own = logits[start : start + rows], given[start : start + rows].long()
+        part = torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part.detach()
+        part, form = _as_logits(part, kind)
+        pmi[start : start + rows] = _log_ratio(part, prior, form, own.to(part.device))
+    if bool(pmi.isinf().any()):
+        first = int(pmi.isinf().nonzero()[0])
+        raise ValueError(
+            f"the label of pair {first} has probability 0, which is −∞ nats; smooth the probabilities, for "
+            "instance 0.99 p + 0.01 π"
+        )
+    return Estimate.from_samples(pmi)
 
 
 class PCSoftmaxLoss(nn.Module):
@@ -160,34 +188,72 @@ class PCSoftmaxLoss(nn.Module):
     It is logit-adjusted cross-entropy (Menon et al. 2021, τ = 1; balanced softmax, Ren et al. 2020) plus
     ``log π_y``, which has no gradient. Predict with ``argmax f``, or for another prior :func:`shift_prior`.
 
+    ``weight`` (K,), ``ignore_index``, ``label_smoothing`` and ``reduction`` ("mean", "sum", "none") mean what
+    they mean to ``nn.CrossEntropyLoss``, with log PC-softmax in place of log-softmax.
+
     The prior is kept as the buffer ``prior``, which ``.half()`` leaves as it is: in half precision a share
-    below 6e-8 is 0. ``reduction`` is "mean", "sum" or "none". Each call checks shapes, dtypes and, on the
-    CPU, the range of labels. What only a wait for the device could tell is not checked: NaN logits give a NaN
-    loss, and a label out of range on an accelerator ends in the device's own assertion.
+    below 6e-8 is 0. Each call checks shapes, dtypes and, on the CPU and outside torch.compile, export and
+    vmap, the range of labels. What only a wait for the device could tell is not checked: NaN logits give a
+    NaN loss, and a label out of range on an accelerator ends in the device's own assertion.
 
     >>> loss = PCSoftmaxLoss([0.9, 0.1])(torch.tensor([[4.0, -4.0]]), torch.tensor([0]))
     >>> round(float(loss), 4)  # nearly log 0.9: at most −log π_y can be learned about class 0
     -0.1053
+    >>> PCSoftmaxLoss([0.9, 0.1], label_smoothing=0.1)
+    PCSoftmaxLoss(K=2, prior=0.1..0.9, reduction='mean', label_smoothing=0.1)
     """
 
     prior: Tensor
+    weight: Tensor | None
 
-    def __init__(self, prior: Prior, reduction: Reduction = "mean") -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        reduction: Reduction = "mean",
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         check_choice("reduction", reduction, get_args(Reduction))
-        self.reduction = reduction
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
         self.register_buffer("prior", check_prior(prior).detach().clone())
+        if weight is not None and (weight.shape != self.prior.shape or not weight.isfinite().all()):
+            raise ValueError(f"weight must be finite and ({len(self.prior)},), was {tuple(weight.shape)}")
+        self.register_buffer("weight", None if weight is None else weight.detach().clone())
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of (B, K) logits at (B,) integer labels: 0-d, or (B,) for reduction "none"."""
         _check_logits(logits, labels)
         _check_width(self.prior, logits.shape[1])
-        if labels.device.type == "cpu":
-            check_labels(labels, logits.shape[1])
-        losses = -_log_ratio(logits, self.prior, "pc", labels.long())  # (B,)
+        labels, kept = labels.long(), labels != self.ignore_index
+        if labels.device.type == "cpu" and not _traced(labels) and bool(kept.any()):
+            check_labels(labels[kept], logits.shape[1])
+        labels = labels.where(kept, 0)
+        if self.label_smoothing:
+            ratios = _log_ratio(logits, self.prior, "pc")  # (B, K)
+            losses = -ratios.gather(1, labels[:, None])[:, 0]
+            ratios = ratios if self.weight is None else ratios * self.weight
+            even = -ratios.sum(1) / logits.shape[1]
+        else:
+            losses = -_log_ratio(logits, self.prior, "pc", labels)  # (B,)
+            even = torch.zeros_like(losses)
+        shares = kept.to(losses) if self.weight is None else kept * self.weight.to(losses)[labels]
+        losses = (1 - self.label_smoothing) * shares * losses + self.label_smoothing * kept * even
         if self.reduction == "none":
             return losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
+        return losses.sum() / shares.sum() if self.reduction == "mean" else losses.sum()
+
+    def extra_repr(self) -> str:
+        """The number of classes, the range of their shares, and the options."""
+        low, high = (f"{float(end):.3g}" for end in (self.prior.min(), self.prior.max()))
+        text = f"K={len(self.prior)}, prior={low}..{high}, reduction={self.reduction!r}"
+        text += f", ignore_index={self.ignore_index}" * (self.ignore_index != -100)
+        text += f", label_smoothing={self.label_smoothing:g}" * bool(self.label_smoothing)
+        return text + ", weight=..." * (self.weight is not None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PCSoftmaxLoss:
         prior = self.prior
@@ -202,22 +268,28 @@ class PCSoftmaxLoss(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, kind: Kind = "pc") -> Tensor:
+def shift_prior(logits: Tensor, train_prior: Prior, test_prior: Prior | None, kind: Output = "pc") -> Tensor:
     """Logits (..., K) of the posterior under another class prior π′, uniform for None; predict their argmax.
 
     PC-softmax: ``f + log π′``. Plain softmax trained under π: ``g + log π′ − log π``; with π′ uniform this is
-    post-hoc logit adjustment (Menon et al. 2021). Raises ValueError for logits that are not finite.
+    post-hoc logit adjustment (Menon et al. 2021). ``kind="probabilities"`` takes and returns probabilities,
+    ``p π′/π`` divided by its sum. Raises ValueError for logits that are not finite.
 
     >>> shift_prior(torch.zeros(1, 2), [0.9, 0.1], None, kind="softmax").argmax(1)
     tensor([1])
     """
-    check_choice("kind", kind, get_args(Kind))
-    _check_finite(logits)
-    logits, classes = _at_least_float32(logits), logits.shape[-1]
+    check_choice("kind", kind, get_args(Output))
+    classes = logits.shape[-1]
+    if kind == "probabilities":
+        logits, _ = _as_logits(logits, kind)
+    else:
+        _check_finite(logits)
+    logits = _at_least_float32(logits)
     train = check_prior(train_prior, classes)
     test = torch.full_like(train, 1 / classes) if test_prior is None else check_prior(test_prior, classes)
     shift = test.log() if kind == "pc" else test.log() - train.to(test).log()
-    return logits + shift.to(logits)
+    shifted = logits + shift.to(logits)
+    return shifted.softmax(-1) if kind == "probabilities" else shifted
 
 
 def recalls(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -266,6 +338,25 @@ def _log_ratio(logits: Tensor, prior: Tensor, kind: Kind, labels: Tensor | None 
         shifted, log_prior = shifted.gather(1, labels[:, None]), log_prior[labels][:, None]  # (B, 1)
     ratio = shifted - normaliser if kind == "pc" else shifted - normaliser - log_prior
     return ratio if labels is None else ratio[:, 0]
+
+
+def _as_logits(given: Tensor, kind: Reading) -> tuple[Tensor, Kind]:
+    """Logits in a dtype that holds any difference of two, and of what; of probabilities the logarithm."""
+    if kind != "probabilities":
+        return given.to(_check_finite(given)), "pc" if kind == "pc" else "softmax"
+    _check_logits(given)
+    total = given.double().sum(-1)
+    if not bool((given >= 0).all()) or not bool(((total - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            "probabilities must not be negative, and each row must sum to 1 within 0.001; for logits pass "
+            "kind='softmax' or 'pc'"
+        )
+    return _at_least_float32(given).log(), "softmax"
+
+
+def _traced(labels: Tensor) -> bool:
+    """Inside torch.compile, export or vmap, where no value may be looked at."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(labels)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -30,6 +30,24 @@ def official_iou(boxes: Tensor, truth: Tensor) -> Tensor:
     return intersection / (areas - intersection)
 
 
+def inclusive_iou(boxes: Tensor, truth: Tensor, side: int) -> Tensor:
+    """IoU as the field's evaluator has it (wsolevaluation, Choe et al. 2020), which published numbers rest
+    on.
+
+    Of half-open boxes (..., 4) x0 y0 x1 y1 in an image of `side` pixels the ends are cut to ``side − 1``, the
+    true boxes are cut to whole pixels, and then all ends count as inclusive: every side is a pixel longer.
+
+    >>> round(float(inclusive_iou(torch.tensor([0, 0, 10, 10]), torch.tensor([0.9, 0.9, 10.9, 10.9]), 224)),
+    3) 1.0
+    """
+    boxes, truth = _as_boxes("boxes", boxes).clone(), _as_boxes("truth", truth).trunc()
+    boxes[..., 2:] = boxes[..., 2:].clamp(max=side - 1)
+    low, high = torch.maximum(boxes, truth)[..., :2], torch.minimum(boxes, truth)[..., 2:]
+    intersection = (high - low + 1).clamp(min=0).prod(-1)
+    areas = (boxes[..., 2:] - boxes[..., :2] + 1).prod(-1) + (truth[..., 2:] - truth[..., :2] + 1).prod(-1)
+    return intersection / (areas - intersection)
+
+
 def official_running_average(hits: Tensor, batch_size: int) -> float:
     """``(1/N) Σ_b n_b · (hits up to batch b / images up to batch b)``: early images count many times over.
 

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from infocam_utils.cam import (
-    InfoCAM,
     class_activation_maps,
     common_share,
     contrast_weights,
@@ -19,8 +17,6 @@ from infocam_utils.cam import (
     with_common_vector,
     zero_sum,
 )
-from infocam_utils.classifiers.adapt import Classifier, adapt
-from infocam_utils.classifiers.backbones import classifier
 
 CPU = [torch.profiler.ProfilerActivity.CPU]
 VARIANTS = (None, "others", "least_likely", "runner_up")
@@ -85,6 +81,21 @@ def test_class_activation_maps_are_the_einsum_and_their_means_the_logits(batch):
     torch.testing.assert_close(maps.mean((2, 3)) + bias, logits)
     last = features.to(memory_format=torch.channels_last)
     torch.testing.assert_close(class_activation_maps(last, weight), maps)
+
+
+def test_classes_of_ones_choice_are_rivals(batch):
+    features, weight, _, _, labels = batch
+    for against, rows in ((3, weight[[3] * 6]), ([1, 4], weight[[1, 4]].mean(0).expand(6, -1))):
+        expected = torch.einsum("bc,bchw->bhw", weight[labels] - rows, features)
+        torch.testing.assert_close(info_cam(features, weight, labels, against), expected)
+    own = torch.tensor([3, 1, 4, 1, 5, 2])
+    for given in (own, own[:, None], torch.stack([own, own], 1)):
+        expected = torch.einsum("bc,bchw->bhw", weight[labels] - weight[own], features)
+        torch.testing.assert_close(info_cam(features, weight, labels, given), expected)
+    torch.testing.assert_close(info_cam(features, weight, labels, labels), torch.zeros(6, 4, 3).double())
+    all_others = torch.tensor([[k for k in range(K) if k != y] for y in labels.tolist()])
+    mean = info_cam(features, weight, labels, "others")
+    torch.testing.assert_close(info_cam(features, weight, labels, all_others), mean)
 
 
 @pytest.mark.parametrize("against", VARIANTS[1:])
@@ -172,6 +183,10 @@ BAD_INPUT = [
     ({"logits": torch.zeros(6, K + 1)}, r"\(6, 7\).*\(6, 8\)"),
     ({"logits": torch.diag(torch.tensor([0, 0, math.nan, 0, 0, 0, 0]))[:6]}, r"images \[2\].*not finite"),
     ({"against": "nearest"}, "'nearest'"),
+    ({"against": K}, r"\[0, 6\], got 7"),
+    ({"against": []}, "non-empty|integer"),
+    ({"against": [0.5]}, "integer"),
+    ({"against": torch.zeros(5).long()}, r"against must be \(6,\) or \(6, m\), was \(5,\)"),
     ({"weight": torch.zeros(1, C), "labels": torch.zeros(6).long(), "logits": None}, "2 classes"),
     ({"region": 0}, "region must be at least 1 cell, was 0"),
     ({"padding": "valid"}, "'same', 'full', got 'valid'"),
@@ -235,224 +250,6 @@ def test_zero_sum_changes_the_gauge_and_no_prediction(head):
     assert not moved.weight.requires_grad
     assert head.weight.requires_grad
     assert zero_sum(nn.Linear(C, K, bias=False)).bias is None
-
-
-# ---- the context manager
-
-
-class Frozen(nn.Module):
-    """A user's own network, not a `Classifier`, with a frozen batch norm and functional pooling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(8, K)
-        self.norm.running_var.fill_(4.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.norm(self.conv(x)).relu().mean((2, 3)))
-
-
-def modes(model: nn.Module) -> list[bool]:
-    return [module.training for module in model.modules()]
-
-
-@pytest.mark.parametrize("kind", ["classifier", "stock", "user"])
-def test_info_cam_of_a_model(kind):
-    torch.manual_seed(0)
-    model = {
-        "classifier": lambda: classifier("small_resnet", K),
-        "stock": lambda: torchvision.models.resnet18(num_classes=K),
-        "user": Frozen,
-    }[kind]()
-    images = torch.randn(3, 3, 64, 64)
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    with InfoCAM(model, against="others", region=2, padding="full") as cam:
-        output = cam(images)
-        given = cam(images, labels=[1, 2, 3])
-        expected = model(images)
-    torch.testing.assert_close(output.logits, expected)
-    assert torch.equal(output.labels, expected.argmax(1))
-    assert given.labels.tolist() == [1, 2, 3]
-    # completeness through the region sum: full padding multiplies the mass by the area of the region
-    cells = (output.maps.shape[1] - 1) * (output.maps.shape[2] - 1)
-    for result in (output, given):
-        own = expected.gather(1, result.labels[:, None])[:, 0]
-        contrast = own - (expected.sum(1) - own) / (K - 1)
-        bias = contrast_weights(linear.bias[:, None], result.labels, "others")[:, 0]
-        torch.testing.assert_close(result.maps.sum((1, 2)) / 4 / cells + bias, contrast)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_left_as_it_was(fails):
-    model = Frozen().train()
-    model.norm.eval()  # a frozen layer must come back frozen
-    before, state = modes(model), {k: v.clone() for k, v in model.state_dict().items()}
-    cam = InfoCAM(model)
-    assert modes(model) == before
-    passes = []
-    handle = model.conv.register_forward_hook(lambda _, images, out: passes.append(len(out)))
-    if fails:
-        with pytest.raises(ValueError, match="floating"), cam:
-            cam(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    else:
-        with cam:
-            assert not any(modes(model))
-            output = cam(torch.randn(2, 3, 16, 16))
-            output.maps.sub_(1.0)  # an ordinary tensor, without gradient
-            assert passes == [2, 1]  # images of each forward pass: at a new size one is seen by the model too
-            cam(torch.randn(2, 3, 16, 16))
-            assert passes == [2, 1, 2]
-            cam(torch.randn(2, 3, 16, 17))
-            assert passes == [2, 1, 2, 2, 1]
-        assert not output.maps.requires_grad
-        assert not output.maps.is_inference()
-    handle.remove()
-    assert modes(model) == before
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    assert all(p.grad is None for p in model.parameters())
-    with pytest.raises(RuntimeError, match="inside its block"):
-        cam(torch.zeros(1, 3, 16, 16))
-
-
-@pytest.mark.parametrize("size", [100, 20])
-def test_logits_are_the_models_own_at_odd_maps(size):
-    """At 224 pixels the map has 56 cells a side, which halve; at 100 and 20 it has 25 and 5, which do not."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 4, 4),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, K),
-    )
-    nn.init.normal_(model[5].weight)
-    images = torch.randn(64, 3, size, size)
-    with InfoCAM(model) as cam, torch.inference_mode():
-        output, own = cam(images), model(images)
-    torch.testing.assert_close(output.logits, own)
-    assert torch.equal(output.labels, own.argmax(1))
-
-
-def window(model: nn.Module) -> nn.Module:
-    """A pooling window that covers the map of a 224-pixel image, as networks of one size have it."""
-    return nn.Sequential(model, nn.AvgPool2d(7), nn.Flatten(), nn.Linear(8, K))
-
-
-@pytest.mark.parametrize("images", [1, 3])
-def test_sizes_at_which_the_pooling_leaves_cells_out_are_refused(images):
-    torch.manual_seed(0)
-    model = window(nn.Sequential(nn.Conv2d(3, 8, 32, 32), nn.ReLU()))
-    with InfoCAM(model) as cam:
-        assert cam(torch.randn(images, 3, 224, 224)).maps.shape == (images, 7, 7)
-        for _ in range(2):  # a refused size stays refused
-            with pytest.raises(
-                ValueError, match=r"\(3, 256, 256\).*mean of its maps \(off.*AdaptiveAvgPool2d"
-            ):
-                cam(torch.randn(images, 3, 256, 256))
-        with pytest.raises(ValueError, match=r"fails on images of \(3, 448, 448\).*size it was made for"):
-            cam(torch.randn(images, 3, 448, 448))  # 2x2 windows, for which the linear layer is too small
-        assert cam(torch.randn(images, 3, 224, 224)).maps.shape == (images, 7, 7)
-
-
-def test_another_rounding_of_batches_is_not_taken_for_another_pooling():
-    class Noisy(nn.Module):
-        """Rounds batches otherwise than single images, as reduced precision does."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * (1 + 0.01 * (x.shape[0] > 1))
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), Noisy(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K))
-    with InfoCAM(model) as cam:
-        assert cam(torch.randn(2, 3, 16, 16)).logits.shape == (2, K)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_nested_blocks_end_one_by_one(fails):
-    model = Frozen().train()
-    cam, images = InfoCAM(model), torch.randn(1, 3, 16, 16)
-    before = modes(model)
-    with cam:
-        if fails:
-            with pytest.raises(ValueError, match="floating"), cam:
-                cam(images.byte())
-        else:
-            with cam:
-                cam(images)
-        assert not any(modes(model))
-        cam(images)  # the outer block is still open
-    assert modes(model) == before
-    with pytest.raises(RuntimeError, match="inside its block"):
-        cam(images)
-
-
-def test_a_replaced_head_is_used_or_refused():
-    torch.manual_seed(0)
-    images, other = torch.randn(2, 3, 64, 64), nn.Linear(512, 4)
-    stock = torchvision.models.resnet18(num_classes=K)
-    own = adapt(torchvision.models.resnet18(num_classes=K))
-    first, second = InfoCAM(stock), InfoCAM(own)
-    stock.fc = other
-    with pytest.raises(RuntimeError, match=r"layers of ResNet were replaced.*make a new InfoCAM"), first:
-        first(images)
-    with InfoCAM(stock) as cam:
-        assert cam(images).logits.shape == (2, 4)
-    own.linear = other  # of a `Classifier` the head is a part by name
-    with second:
-        torch.testing.assert_close(second(images).logits, own(images))
-    stock.fc.weight = nn.Parameter(torch.zeros(4, 512))  # new weights in the same layer
-    with cam:
-        torch.testing.assert_close(cam(images).logits, other.bias.detach().expand(2, 4))
-
-
-def test_a_head_that_starts_at_zero_gives_maps_of_zeros():
-    model = torchvision.models.resnet18(num_classes=K)
-    nn.init.zeros_(model.fc.weight)
-    nn.init.zeros_(model.fc.bias)
-    with InfoCAM(model) as cam:
-        assert not cam(torch.randn(1, 3, 64, 64)).maps.any()
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_wrapped_models_are_refused(wrap):
-    with pytest.raises(ValueError, match=r"cannot be traced.*build Classifier\(features, linear\)"):
-        InfoCAM(wrap(Frozen()))
-
-
-def test_images_follow_the_model_in_dtype_and_layout():
-    torch.manual_seed(0)
-    images = torch.randn(2, 3, 32, 32)
-    with InfoCAM(classifier("small_resnet", K).double()) as cam:
-        output, last = cam(images), cam(images.to(memory_format=torch.channels_last))
-    assert output.maps.dtype == torch.float64
-    torch.testing.assert_close(last.maps, output.maps)
-
-
-def test_batches_split_alike():
-    torch.manual_seed(0)
-    images = torch.randn(5, 3, 64, 64)
-    with InfoCAM(classifier("small_resnet", K), region=3) as cam:
-        whole, parts = cam(images), [cam(part) for part in images.split(2)]
-    torch.testing.assert_close(torch.cat([part.maps for part in parts]), whole.maps)
-
-
-def test_images_models_and_options_that_do_not_fit():
-    model = Classifier(nn.Conv2d(3, 4, 3), nn.Linear(4, 3))
-    for options in ({"against": "all"}, {"region": -1}, {"padding": "none"}):  # before any image
-        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
-            InfoCAM(model, **options)
-    with pytest.raises(ValueError, match=r"does not end in one nn.Linear.*Classifier"):
-        InfoCAM(torchvision.models.squeezenet1_1())
-    with InfoCAM(model) as cam:
-        for images in (torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8)):
-            with pytest.raises(ValueError, match="images must be"):
-                cam(images)
-        with pytest.raises(ValueError, match=r"\[0, 2\], got 3"):
-            cam(torch.zeros(1, 3, 8, 8), labels=[3])
-        with pytest.raises(ValueError, match="not finite"):
-            cam(torch.full((1, 3, 8, 8), math.inf))
 
 
 def test_spread_is_the_standard_deviation_of_the_logits_and_knows_no_gauge():

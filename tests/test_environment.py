@@ -17,7 +17,8 @@ CONDA_NAME = {"torch": "pytorch"}
 
 def wanted() -> dict[str, Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = project["dependencies"] + project["optional-dependencies"]["test"]
+    extras = project["optional-dependencies"]
+    listed = project["dependencies"] + extras["notebooks"] + extras["test"]
     return {r.name.lower(): r for r in map(Requirement, listed)}
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from infocam_utils.estimators import critic_terms, nearest_neighbour_mi
+from infocam_utils.estimators import check_estimator, critic_terms, nearest_neighbour_mi
 from infocam_utils.gaussians import GaussianMixture
 from infocam_utils.information import log_pc_softmax, mutual_information
 
@@ -136,3 +136,27 @@ REFUSED = [
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_is_wrong_with_a_reading_is_named():
+    """Readings and losses with one fault each; what has none stands in the example of `check_estimator`."""
+
+    def pc(f, y, prior):
+        return mutual_information(f, y, prior, "pc")
+
+    def plain(f, y, prior):
+        return torch.nn.functional.cross_entropy(f, y)
+
+    def named(estimate, loss=None, kind="softmax"):
+        return {problem.split(":")[0] for problem in check_estimator(estimate, loss, kind)}
+
+    assert named(lambda f, y, prior: mutual_information(f, y, prior, "softmax").value, plain) == set()
+    assert named(lambda f, y, prior: pc(f, y, prior).value, plain, "pc") == {"gradient, unbalanced"}
+    assert named(lambda f, y, prior: 2 * pc(f, y, prior).value, kind="pc") >= {
+        "truth, balanced",
+        "bound, balanced",
+    }
+    unnormalised = named(lambda f, y, prior: float(f[torch.arange(len(y)), y].mean()), kind="pc")
+    assert {"shift, balanced", "shift, unbalanced"} <= unnormalised
+    with pytest.raises(ValueError, match="kind must be one of"):
+        check_estimator(plain, kind="logits")

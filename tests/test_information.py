@@ -1,6 +1,7 @@
 """Identities, bounds and refusals of the information measures."""
 
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -87,6 +88,59 @@ def test_reductions_agree(batch):
     assert none.shape == (B,)
     torch.testing.assert_close(PCSoftmaxLoss(prior, reduction="sum")(logits, labels), none.sum())
     torch.testing.assert_close(PCSoftmaxLoss(prior)(logits, labels), none.mean())
+
+
+OPTIONS = [
+    {},
+    {"weight": torch.rand(K, generator=torch.Generator().manual_seed(4)).double()},
+    {"ignore_index": 2},
+    {"label_smoothing": 0.2},
+    {"label_smoothing": 1.0, "ignore_index": 0},
+    {"label_smoothing": 0.3, "ignore_index": 1, "weight": torch.arange(1.0, K + 1).double()},
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_mean_what_they_mean_to_cross_entropy(batch, options, reduction):
+    """Cross-entropy of f + log π is linear in the log-softmax, from which log π_y then has to be taken."""
+    logits, labels, prior = batch
+    plain = torch.nn.CrossEntropyLoss(reduction=reduction, **options)
+    given = options.get("ignore_index", -100)
+    labels = torch.where(torch.arange(B) % 7 == 0, given, labels)
+    # The loss of log-probabilities that are log π for all inputs: the part that log PC-softmax has besides.
+    constant = plain(prior.log().expand(B, -1), labels)
+    loss = PCSoftmaxLoss(prior, reduction, **options)
+    expected = plain(logits + prior.log(), labels) - constant
+    torch.testing.assert_close(loss(logits, labels), expected, rtol=1e-5, atol=1e-6)
+    uniform = PCSoftmaxLoss([1 / K] * K, reduction, **options)
+    even = plain(logits, labels) - plain(torch.zeros(B, K).double(), labels)
+    torch.testing.assert_close(uniform(logits, labels), even, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradient(lambda f: uniform(f, labels).sum(), logits),
+        gradient(lambda f: plain(f, labels).sum(), logits),
+    )
+
+
+def test_what_is_ignored_needs_no_class():
+    logits, labels = torch.randn(3, 2), torch.tensor([1, -100, 0])
+    loss = PCSoftmaxLoss([0.5, 0.5])
+    torch.testing.assert_close(loss(logits, labels), loss(logits[[0, 2]], labels[[0, 2]]))
+    assert loss(logits, torch.full((3,), -100)).isnan(), "as nn.CrossEntropyLoss has it"
+    assert "ignore_index=9" in repr(PCSoftmaxLoss([0.5, 0.5], ignore_index=9, weight=torch.ones(2)))
+
+
+def test_compiled_exported_and_mapped():
+    prior, logits, labels = [0.2, 0.3, 0.5], torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, -100])
+    loss = PCSoftmaxLoss(prior, label_smoothing=0.1)
+    expected = loss(logits, labels)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(logits, labels), expected)
+    exported = torch.export.export(loss, (logits, labels)).module()
+    torch.testing.assert_close(exported(logits, labels), expected)
+    each = torch.vmap(torch.func.grad(lambda f, y: loss(f[None], y[None])))(logits[:5], labels[:5])
+    one = torch.func.grad(lambda f: loss(f[None], labels[3:4]))(logits[3])
+    torch.testing.assert_close(each[3], one)
 
 
 def test_gradcheck(batch):
@@ -269,6 +323,45 @@ def test_a_sum_of_estimates_is_the_estimate_of_all_samples(sizes, offset):
         assert getattr(pooled, name) == pytest.approx(getattr(whole, name), rel=1e-12, abs=1e-12), name
 
 
+def test_probabilities_and_arrays_say_the_same_as_logits(batch, tmp_path):
+    logits, labels, prior = batch
+    whole = mutual_information(logits, labels, prior, "softmax")
+    probabilities = logits.softmax(1)
+    for given in (probabilities, probabilities.numpy()):
+        found = mutual_information(given, labels.numpy(), prior, "probabilities")
+        assert (found.value, found.stderr) == pytest.approx((whole.value, whole.stderr), abs=1e-12)
+    torch.testing.assert_close(
+        pointwise_mutual_information(probabilities, prior, "probabilities"),
+        pointwise_mutual_information(logits, prior, "softmax"),
+    )
+    new = torch.linspace(1, 2, K).double() / torch.linspace(1, 2, K).sum()
+    torch.testing.assert_close(
+        shift_prior(probabilities, prior, new, "probabilities"),
+        shift_prior(logits, prior, new, "softmax").softmax(1),
+    )
+    np.save(tmp_path / "logits.npy", logits.numpy())
+    mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
+    assert mutual_information(mapped, labels.tolist(), prior, "softmax").value == pytest.approx(whole.value)
+    zeros = torch.eye(2)
+    assert pointwise_mutual_information(zeros, [0.5, 0.5], "probabilities").tolist() == [
+        pytest.approx([math.log(2), -math.inf]),
+        pytest.approx([-math.inf, math.log(2)]),
+    ]
+
+
+def test_a_million_pairs_of_a_thousand_classes_need_the_memory_of_a_chunk(tmp_path):
+    """4 GB of logits that lie nowhere: one row, seen a million times."""
+    row = np.random.default_rng(0).normal(size=(1, 1000)).astype(np.float32)
+    logits = np.broadcast_to(row, (1_000_000, 1000))
+    labels = np.zeros(1_000_000, dtype=np.int64)
+    prior = torch.full((1000,), 1e-3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = mutual_information(logits, labels, prior)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    assert grown < 200_000, "4 GB were read"
+    assert found.value == pytest.approx(float(log_pc_softmax(torch.from_numpy(row), prior)[0, 0]), abs=1e-5)
+
+
 def test_a_set_read_in_batches_gives_the_estimate_of_the_set(batch):
     logits, labels, prior = batch
     first, *rest = (mutual_information(logits[i : i + 9], labels[i : i + 9], prior) for i in range(0, B, 9))
@@ -384,8 +477,6 @@ BAD_PAIRS = [
     (GOOD, torch.tensor([0, -1, 2, 0]), ValueError, r"\[0, 2\], got -1"),
     (GOOD, torch.zeros(4), TypeError, r"labels must be an integer tensor, got torch\.float32"),
     (GOOD, torch.ones(4).bool(), TypeError, r"integer tensor, got torch\.bool"),
-    (GOOD, [0, 1, 2, 0], TypeError, r"integer tensor, got <class 'list'>; use torch.as_tensor"),
-    (GOOD, np.zeros(4, dtype=int), TypeError, r"integer tensor, got int64; use torch.as_tensor"),
     (GOOD.long(), torch.zeros(4), TypeError, r"floating-point tensor, got torch\.int64"),
 ]
 
@@ -398,6 +489,12 @@ def test_bad_pairs_are_refused(logits, labels, error, message):
         mutual_information(logits, labels, [0.2, 0.3, 0.5])
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0], np.zeros(4, dtype=int)])
+def test_a_loss_takes_tensors_and_says_so(labels):
+    with pytest.raises(TypeError, match=r"integer tensor, got .*; use torch.as_tensor"):
+        PCSoftmaxLoss([0.2, 0.3, 0.5])(GOOD, labels)
+
+
 BAD = torch.tensor([[0.0, math.inf], [1.0, math.nan]])
 LOGITS, LABELS, PRIOR = torch.zeros(2, 2), torch.tensor([0, 1]), [0.5, 0.5]
 NOT_FINITE = r"finite, but 2 of 4 are not \(first: inf\).*learning rate"
@@ -406,9 +503,21 @@ REFUSED = [
     (lambda: mutual_information(BAD, LABELS, PRIOR), NOT_FINITE),
     (lambda: mutual_information(-BAD, LABELS, PRIOR, "log_k_minus_ce"), NOT_FINITE.replace("inf", "-inf")),
     (lambda: shift_prior(BAD, PRIOR, None), NOT_FINITE),
-    (lambda: pointwise_mutual_information(LOGITS, PRIOR, "sofmax"), "'pc', 'softmax', got 'sofmax'"),
+    (
+        lambda: pointwise_mutual_information(LOGITS, PRIOR, "sofmax"),
+        "'softmax', 'probabilities', got 'sofmax'",
+    ),
     (lambda: mutual_information(LOGITS, LABELS, PRIOR, "ce"), "'log_k_minus_ce', got 'ce'"),
     (lambda: shift_prior(LOGITS, PRIOR, None, "log_k_minus_ce"), "kind must be one of"),
+    (
+        lambda: mutual_information(LOGITS, LABELS, PRIOR, "probabilities"),
+        r"each row must sum to 1.*'softmax'",
+    ),
+    (lambda: shift_prior(-LOGITS - 1, PRIOR, None, "probabilities"), "must not be negative"),
+    (lambda: mutual_information(torch.eye(2), LABELS.flip(0), PRIOR, "probabilities"), "pair 0 .*0.01 π"),
+    (lambda: mutual_information(np.zeros((3, 2)), LABELS, PRIOR), r"got \(3, 2\) and \(2,\)"),
+    (lambda: PCSoftmaxLoss(PRIOR, label_smoothing=1.5), r"lie in \[0, 1\], got 1\.5"),
+    (lambda: PCSoftmaxLoss(PRIOR, weight=torch.ones(3)), r"finite and \(2,\), was \(3,\)"),
     (lambda: PCSoftmaxLoss(PRIOR, reduction="avg"), "'mean', 'sum', 'none', got 'avg'"),
     (lambda: class_prior(LABELS[:0], 3), r"non-empty \(N,\) vector, got shape \(0,\)"),
     (lambda: class_prior([0, 2], 3), r"0\.0 at class 1; .*smoothing > 0 if a class has no labels"),

@@ -5,6 +5,7 @@ import torch
 
 from infocam_utils.localization import iou_with_truth
 from infocam_utils.official import (
+    inclusive_iou,
     official_box_transform,
     official_iou,
     official_running_average,
@@ -103,3 +104,21 @@ def test_bad_input() -> None:
         official_box_transform(good, (64, 64), resize=64, crop=65)
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1.5"):
         official_threshold(1.5)
+
+
+def test_inclusive_iou_counts_the_pixels_of_the_fields_evaluator() -> None:
+    """By masks: pixels x0..x1 and y0..y1, ends counted, in an image of 30; boxes have exclusive ends."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(0, 15, (300, 2, 2), generator=generator).double()
+    boxes = torch.cat([start, start + torch.randint(1, 16, (300, 2, 2), generator=generator)], -1)
+    truth = boxes[:, 1] + torch.rand(300, 4, generator=generator, dtype=torch.float64) * 0.999
+    for box, true, found in zip(boxes[:, 0], truth, inclusive_iou(boxes[:, 0], truth, 30), strict=True):
+        masks = []
+        for x0, y0, x1, y1 in ([*box[:2].tolist(), *box[2:].clamp(max=29).tolist()], true.tolist()):
+            mask = torch.zeros(64, 64, dtype=torch.bool)
+            mask[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1] = True
+            masks.append(mask)
+        expected = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+        assert float(found) == pytest.approx(float(expected))
+    exact = iou_with_truth(boxes[:, :1].float(), truth.float())[:, 0]
+    assert (inclusive_iou(boxes[:, 0], truth, 1000) >= exact - 0.15).all()

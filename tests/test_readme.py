@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from families import table
+from PIL import Image
 
 from infocam_utils.reproduce import results, runner
 from infocam_utils.reproduce.cli import cli, recipe_fields
@@ -19,13 +21,25 @@ def fenced(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
 
 
-def test_the_snippet_runs_as_it_stands(capsys):
-    (snippet,) = fenced("python")
+def test_the_snippets_run_as_they_stand(capsys, tmp_path, monkeypatch):
+    Image.new("RGB", (300, 200), "green").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    loss, question = fenced("python")
+    for snippet in (loss, question):
+        assert len(snippet.splitlines()) <= 10
     scope: dict = {}
-    exec(snippet, scope)  # the README's own code, read from this repository
-    assert scope["boxes"].shape == (6, 2, 4)
-    assert scope["out"].maps.shape[0] == 6
+    exec(loss, scope)  # the README's own code, read from this repository
+    assert scope["decided"].shape == (6,)
     assert "Estimate(value=" in capsys.readouterr().out
+    exec(question, scope)
+    assert scope["found"].way == "norm"
+    assert "robin against sparrow: log odds" in capsys.readouterr().out
+    assert (tmp_path / "why.png").stat().st_size > 10_000
+
+
+def test_the_table_of_networks_is_the_one_that_is_tested():
+    shown = README.partition("<!-- families:begin -->\n")[2].partition("\n<!-- families:end -->")[0]
+    assert shown == table(), "python tests/families.py prints it"
 
 
 def test_links_and_pictures_exist():

@@ -89,8 +89,8 @@ def adapt(model: nn.Module, probe: Tensor | None = None) -> Classifier:
     The model is not copied: both share their layers. Its graph is traced in evaluation mode, cut behind the
     last map of more than one cell, and accepted only if mean and linear layer reproduce the model's pooled
     features and logits on a probe. So torchvision's ResNets, MobileNetV2, DenseNets, EfficientNets, RegNets
-    and Swin transformers are. A window that covers the map of the probe may miss cells at other image sizes:
-    `InfoCAM` looks for that.
+    and Swin transformers are. A window that covers the map of the probe may miss cells at other image
+    sizes.
 
     Parameters
     ----------

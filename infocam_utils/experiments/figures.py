@@ -24,6 +24,8 @@ from infocam_utils.data.store import output_root, replacing
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vPX"
 
+HIT, MISS = "#009e73", "#d55e00"  # of boxes, apart for every eye
+
 
 def use_style() -> None:
     """Set the house style: light grid, colour-blind palette, sharp figures, tables that are not cut."""
@@ -409,6 +411,61 @@ def gallery(
                 ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, ls=line, lw=2))
         if titles is not None:
             ax.set_title(titles[i], fontsize="small")
+    return fig
+
+
+def hero(
+    picture: Any,
+    maps: Any,
+    boxes: Any,
+    iou: Any,
+    truth: Any,
+    probabilities: Any,
+    lengths: Sequence[float],
+    names: Sequence[str],
+) -> Figure:
+    """A picture under CAM and infoCAM as a common vector grows, and what the classifier says all along.
+
+    Parameters
+    ----------
+    picture : (3, H, W) uint8
+    maps, boxes, iou, truth, probabilities : see `localize.gauge_example`
+    lengths : of the vector, in multiples of the class weights' own
+    names : of the classes
+    """
+    fig, axes = plt.subplots(2, 1 + len(lengths), figsize=(11, 5.9), layout="constrained")
+    title = "Same classifier, same predictions: CAM loses the bird, infoCAM does not move"
+    fig.suptitle(title, fontweight="bold", fontsize="x-large")
+    pixels, extent = np.asarray(picture), (0, picture.shape[2], picture.shape[1], 0)
+    axes[0, 0].imshow(pixels.transpose(1, 2, 0), extent=extent)
+    axes[0, 0].set_title("the picture")
+    values = np.asarray(probabilities, dtype=float)
+    top = np.argsort(-values)[:3][::-1]
+    axes[1, 0].barh([names[k] for k in top], 100 * values[top], color=["0.75", "0.75", PALETTE[0]])
+    axes[1, 0].set(xlim=(0, 100), xlabel="probability, %", title="what the classifier says,\nin all columns")
+    for row, method in enumerate(("CAM", "infoCAM")):
+        for column, length in enumerate(lengths):
+            ax, drawn = axes[row, 1 + column], np.asarray(maps[row][column], dtype=float)
+            ax.imshow(pixels.mean(0), extent=extent, cmap="gray", vmin=-60, vmax=255)
+            reach = float(np.abs(drawn).max()) or 1.0
+            ax.imshow(drawn, extent=extent, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.6,
+                      interpolation="bilinear")  # fmt: skip
+            share, hit = float(iou[row][column]), float(iou[row][column]) >= 0.5
+            for box, colour, style in (
+                (truth, "black", "-"),
+                (boxes[row][column], HIT if hit else MISS, "--"),
+            ):
+                x0, y0, x1, y1 = (float(v) for v in box)
+                ax.add_patch(
+                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, ls=style, lw=2.5)
+                )
+            vector = (
+                "class weights as trained" if not length else f"{length:g} × a vector added to every class"
+            )
+            above = f"{vector}\n" if row == 0 else ""
+            ax.set_title(f"{above}{method}: IoU {share:.2f}, {'hit' if hit else 'miss'}")
+    for ax in (axes[0, 0], *axes[:, 1:].flat):
+        ax.axis("off")
     return fig
 
 

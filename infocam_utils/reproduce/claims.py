@@ -29,7 +29,7 @@ import nbformat
 import yaml
 
 from infocam_utils.data.store import atomic_write, checkout
-from infocam_utils.reproduce import results
+from infocam_utils.reproduce import answers, results
 from infocam_utils.reproduce.results import difference_words, number, select, setting_words
 
 if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not need it
@@ -56,7 +56,6 @@ SETTING = (
 )
 BLOCKS = {
     "scorecard": ("<!-- scorecard:begin -->", "<!-- scorecard:end -->"),
-    "real": ("<!-- real:begin -->", "<!-- real:end -->"),
     "answers": ("<!-- answers:begin -->", "<!-- answers:end -->"),
 }
 
@@ -282,15 +281,10 @@ def ours(row: Judged) -> str:
     if not leads:
         return "–"
     elsewhere = [f.value for f in row.findings if f.value is not None and row.claim.paper is not None]
-    text = f"{_span(elsewhere)} on other or smaller data; " if elsewhere else ""
-    noun = "difference" if leads[0]["unit"] == "points" else "value"
-    text += f"{noun} ({_span(leads)}) above 0 in {row.count()['above']} of {len(leads)} settings"
-    text += f", below in {row.count()['below']}"
-    heads = sorted({f.head for f in row.findings if f.head})
-    if len(heads) > 1:
-        counts = (f"{h} head {'/'.join(map(str, row.count(h).values()))}" for h in heads)
-        text += f" (above/undecided/below: {', '.join(counts)})"
-    return text
+    text = f"{_span(elsewhere)} on other data; " if elsewhere else ""
+    noun, counts = "difference" if leads[0]["unit"] == "points" else "value", row.count()
+    text += f"{noun} {_span(leads)}, above 0 in {counts['above']} of {len(leads)} settings"
+    return text + f", below in {counts['below']}"
 
 
 def _span(rows: Sequence[Mapping[Any, Any]]) -> str:
@@ -308,14 +302,9 @@ def _cells(row: Judged) -> list[str]:
     return [claim.statement, paper, ours(row), f"{SIGNS[row.verdict]} {row.verdict}"]
 
 
-def _grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    table = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
-
-
 def markdown(judged: Iterable[Judged]) -> str:
     """The scorecard as a Markdown table, one line a claim, as README and notebook 05 show it."""
-    return _grid(HEADER, map(_cells, judged))
+    return results.grid(HEADER, map(_cells, judged))
 
 
 def table(judged: Iterable[Judged]) -> pd.DataFrame:
@@ -325,12 +314,13 @@ def table(judged: Iterable[Judged]) -> pd.DataFrame:
     return pd.DataFrame([[*_cells(r), r.claim.remark.strip()] for r in judged], columns=[*HEADER, "Remark"])
 
 
-def details(judged: Iterable[Judged]) -> str:
-    """Every finding of every claim, as ``results/SCORECARD.md`` shows them."""
+def details(judged: Iterable[Judged], rows: pd.DataFrame) -> str:
+    """Every finding of every claim and the tables of all runs, as ``results/SCORECARD.md`` shows them."""
     parts = [
         "# Scorecard, finding by finding",
         "Rendered by `infocam claims --write` from the results in this folder. Values with their 95 % "
-        "interval; a difference is paired, like with like (same region sum, same test images).",
+        "interval; a difference is paired, like with like (same region sum, same test images). Above, "
+        "undecided and below count the settings by where the interval of the difference lies.",
     ]
     for row in judged:
         claim, (_, paper, _, verdict) = row.claim, _cells(row)
@@ -339,13 +329,18 @@ def details(judged: Iterable[Judged]) -> str:
             f"Source: {claim.source}. Command for the paper's data: `{claim.command}`",
             claim.remark.strip(),
         ]
+        heads = sorted({f.head for f in row.findings if f.head})
+        if len(heads) > 1:
+            counts = (f"{h} {'/'.join(map(str, row.count(h).values()))}" for h in heads)
+            parts.append(f"By head, above/undecided/below: {', '.join(counts)}.")
         lines = []
         for f in row.findings:
             lead = number(f.direction) if f.direction else "–"
             if f.direction and f.direction.get("than_method"):
                 lead = f"{difference_words(f.direction)}: {lead}"
             lines.append([f.setting, number(f.value) if f.value else "–", lead, f.side or "–"])
-        parts.append(_grid(["setting", "ours", "difference", "lies"], lines) if lines else "")
+        parts.append(results.grid(["setting", "ours", "difference", "lies"], lines) if lines else "")
+    parts += ["## Photographs, run by run", answers.real_tables(rows), answers.gauge_table(rows)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -376,253 +371,6 @@ def directions_table(judged: Iterable[Judged]) -> pd.DataFrame:
     return pd.DataFrame(made, columns=["claim", "label", "head", "unit", "value", "low", "high"])
 
 
-def _wide(rows: pd.DataFrame, index: list[str], title: str) -> str:
-    """A table with a line for each setting and a column for each `column`, in their order."""
-    if rows.empty:
-        return ""
-    cells = rows.assign(text=[number(row, unit=False) for row in rows.to_dict("records")])
-    wide = cells.pivot(index=index, columns="column", values="text")[list(dict.fromkeys(cells["column"]))]
-    wide = wide.reset_index().fillna("–").astype(str)
-    return f"{title}\n\n{_grid(list(wide.columns), wide.to_numpy().tolist())}"
-
-
-# What tells whether the posteriors for balanced classes are better, and which sign of a difference is.
-TRUST = {"per_class_accuracy": 1, "negative_log_likelihood": -1, "calibration_error": -1}
-ALIKE = {"points": 0.05, "nats": 5e-4}  # what is closer counts as equal, however narrow its interval
-
-
-def loss_or_correction(rows: pd.DataFrame) -> str:
-    """Whether PC-softmax beats a softmax that is corrected after training, in a sentence each of three cases.
-
-    From the paired differences over seeds, over all test images for balanced classes: of converged heads on
-    frozen features, of trained networks and stopped or decayed heads, and of these from a log-prior start.
-    With a bias that is not decayed, PC-softmax is the softmax with its bias moved by log π, so that from that
-    start every gradient is the same.
-    """
-    pool = select(rows, method=["pc", "post_hoc"], than_method=None, test="all", metric=list(TRUST))
-    if not {"pc", "post_hoc"} <= set(pool.get("method", [])):
-        return ""
-    gaps = results.over_seeds(results.difference(pool, {"method": "pc"}, {"method": "post_hoc"}))
-    cases: dict[str, list[Mapping[Any, Any]]] = {"converged": [], "plain": [], "started": []}
-    for row in gaps.to_dict("records"):
-        setting = results.known(row).get("setting")
-        converged = setting is None and bool(row["frozen"])
-        cases["converged" if converged else "started" if "log-prior" in str(setting) else "plain"].append(row)
-    said = []
-    together = {
-        "converged": "On frozen features with a converged head the loss and the correction are one model",
-        "started": "Once the softmax's bias starts at the log prior they are one training but for rounding",
-    }
-    for case, what in together.items():
-        if leads := [abs(r["value"]) for r in cases[case] if r["metric"] == "per_class_accuracy"]:
-            settings = f"{len(leads)} setting{'s' * (len(leads) > 1)}"
-            said.append(f"{what}: at most {max(leads):.1f} points of per-class accuracy apart ({settings}).")
-    if found := [_counted(cases["plain"], metric, better) for metric, better in TRUST.items()]:
-        where = "Where training stops early, decays the bias or moves the whole network"
-        said.insert(1, f"{where}, {'; '.join(filter(None, found))}.")
-    return " ".join(said)
-
-
-def _counted(leads: Sequence[Mapping[Any, Any]], metric: str, better: int) -> str:
-    """In how many settings the loss is better and worse than the correction by a metric."""
-    sides = []
-    for row in leads:
-        if row["metric"] == metric and not math.isnan(row["low"]):
-            apart = abs(row["value"]) >= ALIKE[row["unit"]] and row["low"] * row["high"] > 0
-            sides.append(apart * math.copysign(1, row["value"] * better))
-    if not sides:
-        return ""
-    words = metric.replace("_", " ").replace("per class", "per-class")
-    better_in, worse_in = sides.count(1), sides.count(-1)
-    return f"the loss has the better {words} in {better_in} of {len(sides)} settings, the worse in {worse_in}"
-
-
-def gauge(rows: pd.DataFrame) -> str:
-    """How large the common vector is that training leaves, and what infoCAM's gain over CAM owes to it.
-
-    From networks that were trained: of the head as training left it and of the same classifier without its
-    common vector, on which CAM differs and infoCAM does not, at equal region.
-    """
-    gains = select(rows, method="infocam", against="least_likely", than_method="cam", metric="gt_known")
-    gains = select(gains, head=["own", "own_zero_sum"], second_layer=None)
-    shares = select(rows, head="own", metric="common_share")
-    if gains.empty or "epoch" not in shares or shares["epoch"].isna().all():
-        return ""
-    said: list[str] = []
-    explained: dict[str, list[float]] = {}
-    for run, found in gains.groupby("run", sort=True):
-        region = found["region"].max()
-        lead = {row["head"]: row for row in select(found, region=region).to_dict("records")}
-        course = results.over_seeds(select(shares[shares["epoch"].notna()], run=run)).sort_values("epoch")
-        first, last = (100 * float(course["value"].iloc[i]) for i in (0, -1))
-        own, without = (number(lead[head], unit=False) for head in ("own", "own_zero_sum"))
-        row = results.known(lead["own"])
-        by = {"sgd": "SGD", "adamw": "AdamW"}.get(str(row.get("optimizer")), "an optimizer")
-        how = "fine-tunes a pretrained network" + ", as in the paper" * (by == "SGD")
-        explained.setdefault(f"{by} {how if row.get('weights') else 'trains one from scratch'}", []).append(
-            abs(row["value"] - lead["own_zero_sum"]["value"])
-        )
-        said.append(
-            f"{setting_words({**lead['own'], 'head': None})}: the common vector goes from {first:.0f} to "
-            f"{last:.0f} % of the class weights, infoCAM gains {own} points on CAM, and {without} once "
-            "it is gone"
-        )
-    most = [
-        f"at most {max(explained[how]):.1f} points where {how}" for how in sorted(explained, reverse=True)
-    ]
-    text = f"Of infoCAM's gain on CAM the common vector explains {'; '.join(most)}. "
-    return text + "; ".join(said) + "."
-
-
-def starting_point(rows: pd.DataFrame) -> str:
-    """How many nats a head learns of the same labels from networks that were trained on different images.
-
-    >>> import pandas as pd
-    >>> row = {"dataset": "d", "frozen": True, "few": 5, "method": "softmax", "metric": "mutual_information",
-    ...        "backbone": "b", "unit": "nats", "seed": 0}
-    >>> two = [row | {"weights": "b_x", "value": 3.0}, row | {"weights": "b_y", "value": 4.0}]
-    >>> starting_point(pd.DataFrame(two))
-    'd, 5 : all: 3.00 nats from x, 4.00 nats from y.'
-    """
-    read = select(rows, metric="mutual_information", method="softmax", frozen=True)
-    if read.empty or "weights" not in read or read["weights"].isna().all():
-        return ""
-    said = []
-    for _, group in results.over_seeds(read[read["weights"].notna()]).groupby(["dataset", "few"], sort=True):
-        if group["weights"].nunique() > 1:
-            rows_ = group.sort_values("value").to_dict("records")
-            names = [str(row["weights"]).removeprefix(f"{row['backbone']}_") for row in rows_]
-            each = [f"{number(row, digits=2)} from {name}" for row, name in zip(rows_, names, strict=True)]
-            said.append(f"{rows_[0]['dataset']}, {rows_[0]['few']} : all: {', '.join(each)}")
-    return "; ".join(said) + "." * bool(said)
-
-
-def answers(rows: pd.DataFrame) -> str:
-    """The two questions that the paper leaves open, answered from the rows of all runs."""
-    parts = [
-        "**Does the loss ever beat the correction?** " + loss_or_correction(select(rows, notebook="03")),
-        "**What does the gauge do in the paper's own regime?** " + gauge(select(rows, notebook="04")),
-        "**What is the starting point worth?** Mutual information that a head on frozen features reads off, "
-        "by the network's own training images: " + starting_point(select(rows, notebook="03")),
-    ]
-    return "\n\n".join(part for part in parts if not part.endswith(" "))
-
-
-def imbalance_table(rows: pd.DataFrame) -> str:
-    """Per-class accuracy over all test images by each decision, with the differences that matter."""
-    import pandas as pd
-
-    names = {"softmax": "softmax", "post_hoc": "corrected", "pc": "PC-softmax"}
-    chosen = {"metric": "per_class_accuracy", "test": "all", "setting": None, "method": list(names)}
-    pool = select(rows, notebook="03", **chosen)
-    if pool.empty:
-        return ""
-    leads = [results.difference(pool, {"method": "pc"}, {"method": m}) for m in ("softmax", "post_hoc")]
-    found = results.over_seeds(pd.concat([pool, *leads]))
-    found = found.assign(data=[f"[{run}](results/{run}/03.csv)" for run in found["run"]])
-    found["rare : common"] = [f"{few} : all" for few in found["few"]]
-    found["column"] = [
-        names[row["method"]] + (f" − {names[row['than_method']]}" if row["unit"] == "points" else "")
-        for row in found.to_dict("records")
-    ]
-    title = "**Imbalanced classes** (notebook 03): per-class accuracy on all test images, in %"
-    return _wide(found.astype({"seeds": str}), ["data", "rare : common", "seeds"], title)
-
-
-def second_layer_table(rows: pd.DataFrame) -> str:
-    """GT-known of maps with the region sum and of maps times the surprise of a second layer, a line a run."""
-    import pandas as pd
-
-    pool = select(rows, notebook="04", metric="gt_known", interval="bootstrap over images", head="decayed")
-    runs = set(select(pool, second_layer="surprise")["run"])
-    if not runs:
-        return ""
-    pool = pool[pool["run"].isin(runs) & (pool["region"].isna() | (pool["region"] > 1))]
-    names = {"cam": "CAM", "infocam": "infoCAM", "spread": "spread", "feature_norm": "norm"}
-    own = select(pool, method=[*names, "centre_box"], against=[None, "least_likely"], than_method=None)
-    leads = select(pool, method="spread", second_layer="surprise", than_method=["cam", "feature_norm"])
-    leads = leads[leads["than_region"].notna()] if len(leads) else leads
-    made = []
-    for row in own.to_dict("records") + leads.to_dict("records"):
-        got = results.known(row)
-        name = names.get(got["method"], "centre box")
-        end = " × surprise" if "second_layer" in got else " + sum" if "region" in got else ""
-        than = f" − {names[got['than_method']]} + sum" if "than_method" in got else ""
-        made.append(
-            row | {"column": name + end + than, "data": f"[{row['run']}](results/{row['run']}/04.csv)"}
-        )
-    title = "**A second layer** (notebook 04, ours): GT-known in %, decayed head, held-out thresholds"
-    return _wide(pd.DataFrame(made), ["data"], title)
-
-
-def localization_table(rows: pd.DataFrame) -> str:
-    """GT-known of class maps, the feature norm and the centre box, like for like: one line a region sum."""
-    import pandas as pd
-
-    pool = select(rows, notebook="04", metric="gt_known", interval="bootstrap over images")
-    if pool.empty:
-        return ""
-    names = {"cam": "CAM", "infocam": "infoCAM", "feature_norm": "feature norm"}
-    maps = select(pool, method=list(names), against=[None, "least_likely"], than_method=[None, "cam"])
-    maps = select(maps, second_layer=None, head=["decayed", "free"])
-    maps = maps[maps["than_region"].isna() | (maps["region"] == maps["than_region"])]
-    once = (maps["head"] == "decayed") & maps["than_method"].isna()  # the norm knows no head
-    maps = maps[(maps["method"] != "feature_norm") | once]
-    sums = maps[["run", "region", "padding"]].drop_duplicates()
-    centre = select(pool, method="centre_box", head="decayed").drop(columns=["region", "padding"])
-    found = pd.concat([maps, centre.merge(sums, on="run")], ignore_index=True)
-    found["column"] = [
-        names.get(row["method"], "centre box")
-        + (" − CAM" if row["unit"] == "points" else "")
-        + (f", {row['head']}" if row["method"] in ("cam", "infocam") else "")
-        for row in found.to_dict("records")
-    ]
-    found["data"] = [f"[{run}](results/{run}/04.csv)" for run in found["run"]]
-    found["region sum"] = [
-        "none" if row["region"] == 1 else f"{row['region']}×{row['region']}, {row['padding']}"
-        for row in found.to_dict("records")
-    ]
-    title = (
-        "**Localization** (notebook 04): GT-known in %, threshold from held-out images, infoCAM against the "
-        "least likely class, both maps of a difference with the same region sum"
-    )
-    return _wide(found, ["data", "region sum"], title)
-
-
-def defects_table(rows: pd.DataFrame) -> str:
-    """Top-1 Loc as the official code would have printed it, by each of its defects alone and by all."""
-    names = {
-        "none": "correct",
-        "unclamped_iou": "IoU not clamped",
-        "running_average": "running averages",
-        "resize_minus_one": "boxes one pixel off",
-        "boxes_as_xywh": "boxes read as x y w h",
-        "all": "all together",
-    }
-    found = select(rows, notebook="04", metric="top1_loc", official=list(names))
-    if found.empty:
-        return ""
-    found = found.assign(
-        column=found["official"].map(names),
-        data=[f"[{run}](results/{run}/04.csv)" for run in found["run"]],
-        low=math.nan,  # of one seed: the changes are exact, the value's own interval stands above
-    )
-    title = (
-        "**What the released code would print** (notebook 04): Top-1 Loc in % of infoCAM with the region sum "
-        "at its threshold of 0.2, by each defect alone, one seed; the paper has 55.83 (CUB-200-2011) and "
-        "43.34 (Tiny-ImageNet)"
-    )
-    return _wide(found, ["data"], title)
-
-
-def real_tables(rows: pd.DataFrame) -> str:
-    """The tables, of photographs alone: what a network learned that starts from weights."""
-    photographs = rows[rows["weights"].notna()] if "weights" in rows else rows[:0]
-    tables = (imbalance_table, localization_table, second_layer_table, defects_table)
-    made = [t(photographs) for t in tables]
-    return "\n\n".join(filter(None, made)) or "No run on photographs yet."
-
-
 def scorecard(
     repository: str | Path | None = None, run_dir: str | Path | None = None, name: str = ""
 ) -> list[Judged]:
@@ -650,7 +398,7 @@ def rows_with(root: Path, run_dir: str | Path | None = None, name: str = "") -> 
 
 
 def write(root: str | Path) -> list[Path]:
-    """Render the scorecard and the tables into README.md and ``results/SCORECARD.md``."""
+    """Render the scorecard and the answers into README.md, and all of it into ``results/SCORECARD.md``."""
     root = Path(root)
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -658,12 +406,13 @@ def write(root: str | Path) -> list[Path]:
         before, after = _around(text, readme, name)
         text = f"{before}{BLOCKS[name][0]}\n{content}\n{BLOCKS[name][1]}{after}"
     atomic_write(readme, text)
-    return [readme, atomic_write(root / "results" / "SCORECARD.md", details(scorecard(root)))]
+    rows = results.read_all(root / "results")
+    return [readme, atomic_write(root / "results" / "SCORECARD.md", details(scorecard(root), rows))]
 
 
 def _blocks(root: Path) -> dict[str, str]:
     rows = results.read_all(root / "results")
-    return {"scorecard": markdown(scorecard(root)), "real": real_tables(rows), "answers": answers(rows)}
+    return {"scorecard": markdown(scorecard(root)), "answers": answers.table(rows)}
 
 
 def _around(text: str, readme: Path, name: str) -> tuple[str, str]:
@@ -687,7 +436,9 @@ def check(root: str | Path) -> list[str]:
                 f"README.md: the block {name!r} differs from the results; run infocam claims --write"
             )
     pages = root / "results" / "SCORECARD.md"
-    if not pages.is_file() or pages.read_text(encoding="utf-8") != details(scorecard(root)):
+    if not pages.is_file() or pages.read_text(encoding="utf-8") != details(
+        scorecard(root), results.read_all(root / "results")
+    ):
         problems.append("results/SCORECARD.md differs from the results; run infocam claims --write")
     for path in sorted((root / "notebooks").glob("05_*.ipynb")):
         shown = [

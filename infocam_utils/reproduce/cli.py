@@ -1,4 +1,4 @@
-"""The command ``infocam``: run the notebooks, fetch data, and hold the claims against the results."""
+"""The command ``infocam``: run the notebooks, fetch data, hold claims against results, explain a photo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Refused(click.ClickException):
 
 
 @contextlib.contextmanager
-def _one_line(before: str = "", refuse: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+def _one_line(before: str = "", refuse: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """What goes wrong in the body is one line, an OSError with `before` it; `refuse` becomes Refused."""
     try:
         yield
@@ -258,6 +258,69 @@ def get(name: str, url: str | None, sha256: str | None, into: str | None, data_d
     click.echo(f"{name} is in {where}")
 
 
+@cli.command()
+@click.argument("photos", nargs=-1, required=True, type=PATH)
+@click.option("--model", required=True, help="A classifier of torchvision's by its name, or timm:NAME.")
+@click.option("--weights", help="A state dict, or 'imagenet', which is downloaded.")
+@click.option("--classes", type=PATH, help="File of class names, one a line.  [default: ImageNet's]")
+@click.option("--class", "label", help="The class to explain, a name or number.  [default: the likeliest]")
+@click.option(
+    "--against",
+    multiple=True,
+    help="What it is held against: a name or number, may be given several times; others, least_likely, "
+    "runner_up.  [default: runner_up]",
+)
+@click.option("--region", default=1, show_default=True, help="Cells of the region sum.")
+@click.option("--layer", help="Module at which the gradient is taken.  [default: found]")
+@click.option("-o", "--output", type=PATH, help="Figure of one photo, or folder.  [default: explained]")
+@click.option("--json", "as_json", is_flag=True, help="What is found, as JSON, instead of sentences.")
+def explain(
+    photos: tuple[Path, ...],
+    model: str,
+    weights: str | None,
+    classes: Path | None,
+    label: str | None,
+    against: tuple[str, ...],
+    region: int,
+    layer: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Why this class and not that one: where in each of PHOTOS the network finds the difference, in nats."""
+    import json
+
+    from infocam_utils.explain import InfoCAM, stock_classifier
+
+    with _one_line(refuse=(ValueError, FileNotFoundError)):
+        missing = [str(photo) for photo in photos if not photo.is_file()]
+        if missing:
+            raise FileNotFoundError(f"there is no picture {', '.join(missing)}")
+        names = classes.read_text(encoding="utf-8").splitlines() if classes is not None else None
+        network, names, transform = stock_classifier(model, weights, names)
+        rivals = [int(name) if name.isdigit() else name for name in against or ("runner_up",)]
+        held: Any = rivals[0] if len(rivals) == 1 else rivals
+        cam = InfoCAM(network, held, region, layer=layer, classes=names, transform=transform)
+        single = len(photos) == 1 and output is not None and bool(output.suffix)
+        folder = Path() if single else (output or Path("explained"))
+        folder.mkdir(parents=True, exist_ok=True)
+        found = []
+        with click.progressbar(photos, label=model, file=sys.stderr, hidden=len(photos) == 1) as bar:
+            for photo in bar:
+                wanted = int(label) if label is not None and label.isdigit() else label
+                made = cam(photo, wanted)
+                place = output if single and output is not None else folder / f"{photo.stem}.png"
+                made.save(place)
+                found.append(made.facts(0) | {"photo": str(photo), "figure": str(place)})
+                if not as_json:
+                    click.echo(f"{photo}: {made.sentences()[0]}; {place}")
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+
+
 def main() -> None:
     """Entry point: errors are one line, an interrupt is no traceback."""
-    cli(prog_name="infocam")
+    try:
+        cli(prog_name="infocam")
+    except ModuleNotFoundError as error:
+        extra = "timm" if error.name == "timm" else "notebooks"
+        sys.exit(f"Error: {error}; pip install 'infocam[{extra}]' brings what this command needs")

@@ -13,7 +13,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -475,6 +475,18 @@ def method_words(row: Row, than: str = "") -> str:
 def difference_words(row: Row) -> str:
     """Both methods of a paired difference: "infoCAM against the others' mean − CAM"."""
     return f"{method_words(row)} − {method_words(row, 'than_')}"
+
+
+def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    >>> print(grid(["a", "b"], [["1", "x|y"]]))
+    | a | b |
+    | --- | --- |
+    | 1 | x\\|y |
+    """
+    table = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
 
 
 def setting_words(row: Row) -> str:

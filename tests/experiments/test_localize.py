@@ -24,7 +24,7 @@ from infocam_utils.experiments.localize import Evidence, Variant, bootstrap, col
 from infocam_utils.experiments.recipe import recipe
 from infocam_utils.information import pointwise_mutual_information
 from infocam_utils.localization import boxes_from_maps, iou_with_truth, max_box_acc_v2
-from infocam_utils.official import official_iou, official_running_average, official_threshold
+from infocam_utils.official import inclusive_iou, official_iou, official_running_average, official_threshold
 
 CLASSES, SIDE = 4, 24
 THRESHOLDS = [0.1, 0.3, 0.5, 0.7]
@@ -400,6 +400,9 @@ def test_official_rows_change_one_thing_at_a_time() -> None:
     assert frame["unclamped_iou"] == pytest.approx(100 * float(free.double().mean()))
     both = official_iou(boxes, misread * 63 / 64 + 1) >= 0.5
     assert frame["all"] == pytest.approx(100 * official_running_average(both, 32))
+    boxes[:20] = 0
+    convention = inclusive_iou(boxes, true, 64) >= 0.5
+    assert frame["inclusive_boxes"] == pytest.approx(100 * float(convention.double().mean()))
 
 
 def test_the_two_heads_differ_in_gauge_as_said(monkeypatch: Any) -> None:

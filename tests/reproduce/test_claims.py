@@ -8,7 +8,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from infocam_utils.reproduce import claims, results
+from infocam_utils.reproduce import answers, claims, results
 from infocam_utils.reproduce.claims import Claim, LedgerError, judge
 
 ROOT = Path(__file__).parents[2]
@@ -121,10 +121,8 @@ def test_counts_are_told_for_each_head():
     (row,) = judge([claim()], rows)
     assert row.count("free") == {"above": 2, "undecided": 0, "below": 0}
     assert row.count("decayed") == {"above": 0, "undecided": 1, "below": 1}
-    assert claims.ours(row) == (
-        "difference (−2.0 to 2.0 points) above 0 in 2 of 4 settings, below in 1 "
-        "(above/undecided/below: decayed head 0/1/1, free head 2/0/0)"
-    )
+    assert claims.ours(row) == "difference −2.0 to 2.0 points, above 0 in 2 of 4 settings, below in 1"
+    assert "By head, above/undecided/below: decayed 0/1/1, free 2/0/0." in claims.details([row], rows[:0])
 
 
 def test_differences_that_no_row_has_are_paired_by_seed():
@@ -263,18 +261,18 @@ def test_the_first_question_is_answered_by_counting_intervals():
     rows = [*trusted(None, accuracy, 0.04, 0.01), *trusted("stopped", accuracy, -2.0, 0.1)]
     rows += [*trusted("stopped", loss, -0.5, 0.01), *trusted("other", loss, 0.1, 1.0)]
     rows += trusted("stopped, log-prior start", accuracy, 0.0, 1.0)
-    text = claims.loss_or_correction(pd.DataFrame(rows))
+    text = answers.loss_or_correction(pd.DataFrame(rows))
     assert text.startswith(
         "On frozen features with a converged head the loss and the correction are one model"
     )
     assert "one model: at most 0.0 points of per-class accuracy apart (1 setting). Where training" in text
-    assert "the loss has the better per-class accuracy in 0 of 1 settings, the worse in 1" in text
-    assert "the better negative log likelihood in 1 of 2 settings, the worse in 0" in text
+    assert "the loss is better in per-class accuracy in 0 of 1 settings, worse in 1; in" in text
+    assert "; in negative log likelihood in 1 of 2 settings, worse in 0." in text
     assert text.endswith(
         "training but for rounding: at most 0.0 points of per-class accuracy apart (1 setting)."
     )
     assert "calibration" not in text, "nothing is said of what was not measured"
-    assert claims.loss_or_correction(pd.DataFrame(rows).query("method == 'pc'")) == ""
+    assert answers.loss_or_correction(pd.DataFrame(rows).query("method == 'pc'")) == ""
 
 
 def test_the_second_question_is_answered_from_the_heads_that_training_left():
@@ -293,37 +291,41 @@ def test_the_second_question_is_answered_from_the_heads_that_training_left():
     ]
     share = about | {"head": "own", "metric": "common_share", "unit": "", "seed": 0}
     rows += [share | {"epoch": epoch, "value": value} for epoch, value in enumerate((0.2, 0.15, 0.1))]
-    text = claims.gauge(pd.DataFrame(rows))
-    assert "from 20 to 10 % of the class weights" in text
-    assert (
-        "the common vector explains at most 3.0 points where an optimizer trains one from scratch. " in text
+    text = answers.gauge(pd.DataFrame(rows))
+    assert text.endswith(
+        "the common vector explains at most 3.0 points where an optimizer trains one from scratch."
     )
+    table = answers.gauge_table(pd.DataFrame(rows)).splitlines()
+    assert [c.strip() for c in table[-1].split("|")[2:-1]] == [
+        "an",
+        "20 → 10 %",
+        "5.0 [4.0, 6.0]",
+        "2.0 [1.0, 3.0]",
+    ]
     named = pd.DataFrame([row | {"optimizer": "sgd", "backbone": "b", "weights": "b_w"} for row in rows])
-    assert "explains at most 3.0 points where SGD fine-tunes a pretrained network, as in" in claims.gauge(
-        named
-    )
-    assert "gains 5.0 [4.0, 6.0] points on CAM, and 2.0 [1.0, 3.0] once it is gone." in text
-    assert claims.gauge(pd.DataFrame(rows[:4])) == ""
+    text = answers.gauge(named)
+    assert "explains at most 3.0 points where SGD fine-tunes a pretrained network, as in the paper" in text
+    assert answers.gauge(pd.DataFrame(rows[:4])) == answers.gauge_table(pd.DataFrame(rows[:4])) == ""
 
 
 def test_the_second_layer_has_a_line_for_every_run_that_measured_it():
     rows = results.read_all(ROOT / "results")
     photographs = rows[rows["weights"].notna()]
     runs = set(results.select(photographs, second_layer="surprise")["run"])
-    lines = claims.second_layer_table(photographs).splitlines()
+    lines = answers.second_layer_table(photographs).splitlines()
     assert {line.split("]")[0][3:] for line in lines[4:]} == runs
     head = [cell.strip() for cell in lines[2].split("|")]
     for name in ("CAM + sum", "norm + sum", "norm × surprise", "spread × surprise − CAM + sum", "centre box"):
         assert name in head, name
-    assert claims.second_layer_table(rows[:0]) == ""
+    assert answers.second_layer_table(rows[:0]) == ""
 
 
 def test_what_the_released_code_would_print_stands_in_one_line_a_run():
     about = {"notebook": "04", "run": "r", "metric": "top1_loc", "unit": "%", "seed": 0, "method": "infocam"}
     printed = {"none": 50.0, "unclamped_iou": 51.25, "running_average": 49.0, "resize_minus_one": 50.5}
     rows = pd.DataFrame([about | {"official": n, "value": v} for n, v in (printed | {"all": 60.0}).items()])
-    lines = claims.defects_table(rows).splitlines()
+    lines = answers.defects_table(rows).splitlines()
     assert [c.strip() for c in lines[-1].split("|")[2:-1]] == ["50.0", "51.2", "49.0", "50.5", "60.0"]
     assert "| correct | IoU not clamped |" in lines[2]
     assert "boxes read as" not in lines[2], "Tiny-ImageNet's alone"
-    assert claims.defects_table(rows.assign(official=None)) == ""
+    assert answers.defects_table(rows.assign(official=None)) == ""

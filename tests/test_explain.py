@@ -1,0 +1,491 @@
+"""InfoCAM of any network: completeness, the gauge, the network's own logits; and pictures of what it says."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from families import ONE_SIZE, TIMM, TORCHVISION, families
+from PIL import Image
+from torch import Tensor, nn
+
+from infocam_utils import InfoCAM
+from infocam_utils.cam import contrast_weights, info_cam
+from infocam_utils.classifiers.adapt import Classifier
+from infocam_utils.classifiers.anatomy import anatomy
+from infocam_utils.classifiers.backbones import classifier
+from infocam_utils.explain import read_images, stock_classifier
+
+K = 7
+
+
+class Frozen(nn.Module):
+    """A user's own network with a frozen batch norm, functional pooling and control flow of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(8, K)
+        self.norm.running_var.fill_(4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        return self.out(x.mean((2, 3)) if x.sum() > 0 else x.mean((2, 3)) + 1)
+
+
+class Normed(nn.Module):
+    """Mean, layer norm with its own scale and shift, linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3, 2), nn.LayerNorm(8), nn.Linear(8, K)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.conv(x).mean((2, 3))))
+
+
+def hidden() -> nn.Module:
+    """A hidden layer between the mean and the logits."""
+    pooled = nn.Conv2d(3, 8, 3, 2), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*pooled, nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, K))
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def heads(model: nn.Module) -> list[nn.Linear]:
+    return [m for m in model.modules() if isinstance(m, nn.Linear)]
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The network with one vector added to every row of its last linear layer's weights."""
+    with torch.no_grad():
+        heads(model)[-1].weight.add_(torch.randn(heads(model)[-1].in_features))
+    return model
+
+
+# ---- every family: the way, the model's own logits, completeness, the gauge
+
+
+def tried(model: nn.Module, way: str, sizes: list[int]) -> None:
+    torch.manual_seed(1)
+    last = heads(model)[-1:]
+    for linear in last:  # some start at zero
+        nn.init.normal_(linear.weight, std=0.1)
+    for size in sizes:
+        images, labels = torch.randn(2, 3, size, size), torch.tensor([0, 3])
+        cam = InfoCAM(model.eval(), against=[1, 2])
+        found = cam(images, labels)
+        assert found.way == way
+        with torch.inference_mode():
+            own = model(images)
+        torch.testing.assert_close(found.logits, own, rtol=1e-3, atol=1e-4)
+        odds = own[[0, 1], [0, 3]] - own[:, [1, 2]].mean(1)
+        torch.testing.assert_close(found.log_odds, odds, rtol=1e-3, atol=1e-4)
+        if way != "gradient":  # completeness, to the precision of sums of both signs
+            scale = float(found.maps.abs().mean()) + float(odds.abs().max())
+            assert float(found.residual.abs().max()) < 1e-4 * scale
+        if last:
+            again = cam_of_moved = InfoCAM(moved(model), against=[1, 2])(images, labels)
+            assert cam_of_moved.way == way
+            torch.testing.assert_close(
+                again.maps, found.maps, rtol=1e-3, atol=1e-4 * float(found.maps.abs().max())
+            )
+
+
+@pytest.mark.parametrize(("name", "way"), families(TORCHVISION))
+def test_torchvision(name: str, way: str) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, num_classes=K)
+    tried(model, way, [224] if name.startswith(tuple(ONE_SIZE)) else [96, 128, 160])
+
+
+@pytest.mark.parametrize(("name", "way"), families(TIMM))
+def test_timm(name: str, way: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is optional (pip install 'infocam[timm]')")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=K)
+    own = model.default_cfg["input_size"][-1]
+    tried(model, way, [own] if name.startswith(tuple(ONE_SIZE)) else [128, 160, 224])
+
+
+# ---- exactness, by the definitions
+
+
+@pytest.mark.parametrize("make", [lambda: classifier("small_resnet", K), Frozen, Normed])
+@pytest.mark.parametrize("against", [None, "others", "least_likely", "runner_up", 2])
+def test_completeness_and_equality_with_the_definition(make, against):
+    torch.manual_seed(0)
+    model, images = make().double(), torch.randn(3, 3, 64, 48)
+    found = InfoCAM(model, against)(images)
+    model.eval()
+    logits = model(images.double())
+    torch.testing.assert_close(found.logits, logits.detach())
+    assert torch.equal(found.labels, logits.argmax(1))
+    odds = contrast_weights(logits.T, found.labels, against, logits).diagonal()
+    torch.testing.assert_close(found.maps.mean((1, 2)) + found.offset, odds.detach(), rtol=1e-9, atol=1e-9)
+    assert found.residual.abs().max() < 1e-9
+    if isinstance(model, Frozen):
+        features = model.norm(model.conv(images.double())).relu()
+        expected = info_cam(features, model.out.weight, found.labels, against, logits)
+        torch.testing.assert_close(found.maps, expected.detach())
+
+
+def test_within_one_image_a_layer_norm_is_affine():
+    torch.manual_seed(0)
+    model, image = Normed().double(), torch.randn(1, 3, 16, 16).double()
+    found = InfoCAM(model, against=1)(image, 0)
+    with torch.no_grad():
+        features = model.conv(image)
+        mean = features.mean((2, 3))[:, :, None, None]
+        shifted = (features - mean.mean(1)) / (mean.var(1, correction=0) + model.norm.eps).sqrt()
+        row = (model.out.weight[0] - model.out.weight[1]) * model.norm.weight
+        torch.testing.assert_close(found.maps, torch.einsum("c,bchw->bhw", row, shifted))
+    assert found.way == "norm"
+
+
+def test_the_gradient_is_infocam_where_infocam_is_exact():
+    torch.manual_seed(0)
+    model, images = torchvision.models.resnet18(num_classes=K).eval(), torch.randn(2, 3, 96, 96)
+    exact, other = (InfoCAM(model, "runner_up", layer=layer)(images) for layer in (None, "layer4"))
+    assert (exact.way, other.way, other.layer) == ("linear", "gradient", "layer4")
+    torch.testing.assert_close(other.maps, exact.maps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.residual, exact.offset, rtol=1e-3, atol=1e-4)  # all it lacks are biases
+
+
+def test_the_gradient_way_is_grad_cam_of_the_difference_without_relu():
+    torch.manual_seed(0)
+    model, images = hidden().eval(), torch.randn(2, 3, 20, 20)
+    found = InfoCAM(model, against=2)(images, 1)
+    features = model[:2](images).detach().requires_grad_()
+    logits = model[2:](features)
+    (slope,) = torch.autograd.grad((logits[:, 1] - logits[:, 2]).sum(), features)
+    expected = (slope.mean((2, 3), keepdim=True) * features).sum(1) * features.shape[2] * features.shape[3]
+    torch.testing.assert_close(found.maps, expected.detach())
+    torch.testing.assert_close(found.residual, found.log_odds - found.maps.mean((1, 2)))
+    assert found.between[-3:] == ("4 (Linear)", "5 (Tanh)", "6 (Linear)")
+
+
+def test_pooling_that_leaves_cells_out_is_not_taken_for_the_mean():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 32, 32), nn.ReLU(), nn.AvgPool2d(7), nn.Flatten(), nn.Linear(8, K))
+    cam = InfoCAM(model, against=1)
+    assert cam(torch.randn(2, 3, 224, 224), 0).way == "linear"
+    found = cam(torch.randn(2, 3, 256, 256), 0)
+    assert found.way == "gradient"
+    assert found.residual.abs().max() > 1e-3, "said, not hidden"
+    assert cam(torch.randn(2, 3, 224, 224), 0).way == "linear"
+
+
+@pytest.mark.parametrize("size", [100, 20])
+def test_an_average_over_a_part_of_the_map_stays_with_the_features(size):
+    torch.manual_seed(0)
+    tail = nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K)
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), *tail)
+    found = InfoCAM(model)(torch.randn(4, 3, size, size))
+    assert found.maps.shape[1] == size // 8
+    assert found.residual.abs().max() < 1e-5
+
+
+# ---- the caller's network
+
+
+@pytest.mark.parametrize("make", [Frozen, Normed, hidden])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(make, fails):
+    model = make().train()
+    next(m for m in model.modules() if not list(m.children())).eval()  # a frozen layer comes back frozen
+    before, state = modes(model), {k: v.clone() for k, v in model.state_dict().items()}
+    cam = InfoCAM(model)
+    if fails:
+        with pytest.raises(ValueError, match=r"\[0, 6\], got 9"):
+            cam(torch.randn(1, 3, 16, 16), 9)
+    else:
+        found = cam(torch.randn(2, 3, 16, 16))
+        found.maps.sub_(1.0)  # an ordinary tensor, without gradient
+        assert not found.maps.requires_grad
+        assert not found.maps.is_inference()
+    assert modes(model) == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_one_pass_a_batch_after_the_first_of_a_size():
+    model, seen = Frozen(), []
+    cam = InfoCAM(model)
+    handle = model.conv.register_forward_hook(lambda _, images, out: seen.append(len(out)))
+    cam(torch.randn(2, 3, 16, 16))
+    assert seen == [1, 2]
+    cam(torch.randn(2, 3, 16, 16))
+    assert seen == [1, 2, 2]
+    cam(torch.randn(2, 3, 16, 17))
+    handle.remove()
+    assert seen == [1, 2, 2, 1, 2]
+
+
+def test_a_replaced_head_is_used_and_another_structure_noticed():
+    torch.manual_seed(0)
+    images, model = torch.randn(2, 3, 64, 64), torchvision.models.resnet18(num_classes=K)
+    cam = InfoCAM(model)
+    cam(images)
+    model.fc = nn.Linear(512, 4)
+    found = cam(images)
+    torch.testing.assert_close(found.logits, model.eval()(images).detach())
+    assert found.residual.abs().max() < 1e-4
+    model.fc = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 4))
+    assert cam(images).way == "gradient"
+
+
+@pytest.mark.parametrize("make", [lambda: torchvision.models.resnet18(num_classes=K), hidden])
+def test_a_head_that_starts_at_zero_gives_maps_of_zeros(make):
+    model = make()
+    nn.init.zeros_(heads(model)[-1].weight)
+    nn.init.zeros_(heads(model)[-1].bias)
+    assert not InfoCAM(model)(torch.randn(1, 3, 64, 64)).maps.any()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.Sequential(m, nn.Identity())])
+def test_wrapped_networks_are_as_they_are_inside(wrap):
+    torch.manual_seed(0)
+    model, images = Frozen(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(InfoCAM(wrap(model))(images).maps, InfoCAM(model)(images).maps)
+
+
+@pytest.mark.parametrize("make", [Frozen, Normed, hidden])
+def test_dtype_layout_splits_and_autocast(make):
+    torch.manual_seed(0)
+    model, images = make(), torch.randn(5, 3, 32, 32)
+    cam = InfoCAM(model, "others", region=3)
+    whole = cam(images)
+    parts = torch.cat([cam(part).maps for part in images.split(2)])
+    torch.testing.assert_close(parts, whole.maps)
+    torch.testing.assert_close(cam(images.to(memory_format=torch.channels_last)).maps, whole.maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = cam(images)
+    assert fast.way == whole.way
+    assert (fast.maps.float() - whole.maps).abs().max() < 0.05 * whole.maps.abs().max()
+    assert InfoCAM(model.double())(images).maps.dtype in (torch.float64, torch.float32)
+
+
+def test_networks_without_maps_or_logits_are_refused_with_the_remedy():
+    images = torch.randn(1, 3, 8, 8)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, K))
+    with pytest.raises(ValueError, match=r"no maps of more than one cell.*layer=.*1, 2, 3"):
+        InfoCAM(flat)(images)
+    with pytest.raises(ValueError, match=r"no layer 'features'; it has, for instance, conv"):
+        InfoCAM(Frozen(), layer="features")(images)
+    with pytest.raises(ValueError, match=r"layer 'out' has no maps"):
+        InfoCAM(Frozen(), layer="out")(images)
+    with pytest.raises(ValueError, match=r"logits \(B, K\), returned \(1, 4, 6, 6\)"):
+        InfoCAM(nn.Conv2d(3, 4, 3))(images)
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, was dict"):
+        InfoCAM({})
+    with pytest.raises(ValueError, match="not finite"):
+        InfoCAM(Frozen())(torch.full((1, 3, 8, 8), math.inf))
+    with pytest.raises(ValueError, match="region must be at least 1"):
+        InfoCAM(Frozen(), region=0)
+
+
+def test_anatomy_finds_tokens_of_oblong_images():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.cls, self.out = (
+                nn.Conv2d(3, 8, 4, 4),
+                nn.Parameter(torch.ones(1, 1, 8)),
+                nn.Linear(8, K),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.cat([self.cls.expand(len(x), -1, -1), self.patch(x).flatten(2).mT], 1)
+            return self.out(tokens[:, 1:].mean(1))
+
+    images = torch.randn(2, 3, 24, 40)
+    found = anatomy(Tokens().eval(), images)
+    assert (found.way, found.layout.grid) == ("linear", (6, 10))
+    assert InfoCAM(Tokens())(images).maps.shape == (2, 6, 10)
+
+
+# ---- classes
+
+
+def test_classes_by_name_number_list_and_tensor():
+    torch.manual_seed(0)
+    names = ["robin", "sparrow", "wren", "finch", "crow", "jay", "jay"]
+    model, images = Frozen(), torch.randn(3, 3, 16, 16)
+    by_number = InfoCAM(model, against=[1, 2])(images, [0, 0, 3])
+    by_name = InfoCAM(model, against=["sparrow", "wren"], classes=names)(images, ["robin", "robin", "finch"])
+    torch.testing.assert_close(by_name.maps, by_number.maps)
+    assert by_name.question(2) == "finch against sparrow, wren"
+    own = InfoCAM(model, against=torch.tensor([4, 3, 2]), classes=names)(images, torch.tensor([0, 1, 1]))
+    assert [own.question(i) for i in range(3)] == [
+        "robin against crow",
+        "sparrow against finch",
+        "sparrow against wren",
+    ]
+    alone = InfoCAM(model, against=4)(images[:1], 0)
+    torch.testing.assert_close(own.maps[:1], alone.maps)
+    for against, words in ((None, "robin"), ("others", "robin against all others")):
+        assert InfoCAM(model, against, classes=names)(images, "robin").question(0) == words
+    runner = InfoCAM(model, "runner_up")(images)
+    second = runner.logits.topk(2).indices[:, 1].tolist()
+    assert [row[0] for row in runner.rivals] == second
+    for given, message in (
+        ("rob", r"no class 'rob'; did you mean 'robin'"),
+        ("jay", r"'jay' is the name of classes \[5, 6\]"),
+        ("emu", "no class 'emu'; see classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InfoCAM(model, given, classes=names)
+    with pytest.raises(ValueError, match=r"neither 'others', .* nor a class; pass classes="):
+        InfoCAM(model, "robin")
+    with pytest.raises(TypeError, match="a number or a name"):
+        InfoCAM(model, 0.5)
+    with pytest.raises(ValueError, match=r"one for each of 3 images, were \(2,\)"):
+        InfoCAM(model)(images, [0, 1])
+    with pytest.raises(ValueError, match="2 classes for 7 logits"):
+        InfoCAM(model, classes=["a", "b"])(images)
+
+
+# ---- pictures
+
+
+def test_images_come_as_tensors_arrays_pictures_and_paths(tmp_path):
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((torch.from_numpy(array) / 255 - mean) / std).movedim(-1, 1)
+    torch.testing.assert_close(read_images(array), expected)
+    torch.testing.assert_close(read_images(torch.from_numpy(array).movedim(-1, 1)), expected)
+    pictures = [Image.fromarray(one) for one in array]
+    middle = expected[:, :, 16:240, 16:240]  # 256 stay, and the middle 224 are taken
+    torch.testing.assert_close(read_images(pictures), middle)
+    pictures[0].save(tmp_path / "one.png")
+    torch.testing.assert_close(read_images(tmp_path / "one.png"), middle[:1])
+    theirs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    for size in ((300, 200), (500, 375)):
+        photo = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).resize(
+            (size[1] * 2, size[0] * 2)
+        )
+        assert read_images(photo).shape == (1, 3, 224, 224)
+        assert (read_images(photo) - theirs(photo)).abs().mean() < 0.15, "torchvision's geometry"
+    assert read_images(pictures, transform=theirs).shape == (2, 3, 224, 224)
+    with pytest.raises(FileNotFoundError, match=r"no picture .*none\.png"):
+        read_images(tmp_path / "none.png")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"broken.png is no picture"):
+        read_images(str(tmp_path / "broken.png"))
+    for bad in (torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 8, 8).long()):
+        with pytest.raises(ValueError, match="images must be"):
+            read_images(bad)
+    with pytest.raises(TypeError, match="a PIL image or a path, was int"):
+        read_images([3])
+
+
+def test_an_explanation_knows_its_picture_and_says_what_it_shows(tmp_path):
+    torch.manual_seed(0)
+    array = np.zeros((3, 64, 64, 3), dtype=np.uint8)
+    array[:, 20:40, 10:30, 0] = 255
+    names = [f"bird {k}" for k in range(K)]
+    found = InfoCAM(Classifier(nn.Conv2d(3, 8, 8, 8), nn.Linear(8, K)), 2, classes=names)(array, 1)
+    np.testing.assert_array_equal(found.pictures(), array)
+    (said,) = found[:1].sentences()
+    odds, mean, offset = (float(t[0]) for t in (found.log_odds, found.maps.mean((1, 2)), found.offset))
+    parts = f"{odds:+.2f} nats = mean of the map {mean:+.2f} + difference of biases {offset:+.2f}"
+    assert said == f"bird 1 against bird 2: log odds {parts}"
+    over = found.overlay()
+    assert over.shape == (3, 64, 64, 3)
+    strongest = divmod(int(found.maps[0].abs().argmax()), 8)
+    pixel = over[0, strongest[0] * 8 + 4, strongest[1] * 8 + 4].astype(int)
+    assert (pixel[0] > pixel[2]) == bool(found.maps[0].flatten()[found.maps[0].abs().argmax()] > 0)
+    box = found.boxes(0.5)
+    assert box.shape == (3, 4)
+    for part, name in ((found[:1], "one.png"), (found, "all.svg"), (found[[2, 0]], "two.pdf")):
+        assert part.save(tmp_path / name).stat().st_size > 2000
+    fig = found[:1].show()
+    fig.canvas.draw()
+    texts = [text.get_text() for text in fig.findobj(lambda a: hasattr(a, "get_text"))]
+    assert "nats at this place" in texts
+    assert "probability, %" in texts
+    assert any("bird 2" in text for text in texts)
+    grey = InfoCAM(nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)))
+    assert grey(torch.randn(1, 1, 12, 12)).overlay().shape == (1, 12, 12, 3)
+    hidden_said = InfoCAM(hidden(), 0)(array, 1).sentences()[0]
+    assert "what the map does not hold" in hidden_said
+
+
+# ---- the command
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """A network of torchvision's with random weights and two photos."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "birds.txt").write_text("robin\nsparrow\nwren\n")
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path, model
+
+
+def command(folder, *words):
+    from click.testing import CliRunner
+
+    from infocam_utils.reproduce.cli import cli
+
+    options = ["--model", "shufflenet_v2_x0_5", "--weights", str(folder / "weights.pt")]
+    return CliRunner().invoke(
+        cli, ["explain", *options, "--classes", str(folder / "birds.txt"), *map(str, words)]
+    )
+
+
+def test_a_photo_is_explained_by_the_command(stock):
+    folder, model = stock
+    out = folder / "out.png"
+    result = command(folder, folder / "a.jpg", "--class", "robin", "--against", "sparrow", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "robin against sparrow: log odds" in result.output
+    assert Image.open(out).size[0] > 1000
+    result = command(folder, folder / "a.jpg", folder / "b.png", "--json", "-o", folder / "all")
+    found = json.loads(result.stdout)
+    assert [row["photo"] for row in found] == [str(folder / "a.jpg"), str(folder / "b.png")]
+    assert all((folder / "all" / f"{name}.png").is_file() for name in "ab")
+    transform = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.transforms()
+    with torch.inference_mode():
+        logits = model.eval()(transform(Image.open(folder / "a.jpg"))[None])[0]
+    top = logits.topk(2)
+    assert found[0]["log_odds"] == pytest.approx(float(top.values[0] - top.values[1]), abs=1e-5)
+    assert found[0]["class"] == ["robin", "sparrow", "wren"][int(top.indices[0])]
+    assert found[0]["mean_of_map"] + found[0]["offset"] == pytest.approx(found[0]["log_odds"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.jpg"], "there is no picture none.jpg"),
+        (["a.jpg", "--class", "robbin"], "no class 'robbin'; did you mean 'robin'"),
+        (["a.jpg", "--class", "7"], r"\[0, 2\], got 7"),
+        (["birds.txt"], "no picture that can be read"),
+        (["a.jpg", "--model", "shufflenet"], "no classifier 'shufflenet'; did you mean shufflenet_v2"),
+        (["a.jpg", "--weights", "lost.pt"], "no weights file lost.pt"),
+        (["a.jpg", "--model", "resnet18"], r"holds no weights of resnet18 with 3 classes: .*Missing key"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line(stock, monkeypatch, words, message):
+    folder, _ = stock
+    monkeypatch.chdir(folder)
+    result = command(folder, *words)
+    assert result.exit_code == 2
+    assert re.search(message, result.output), result.output
+    assert "Traceback" not in result.output
+    with pytest.raises(ValueError, match=r"without weights explains nothing; .*'imagenet', which"):
+        stock_classifier("resnet18", None)
