@@ -433,16 +433,21 @@ def hero(
     lengths : of the vector, in multiples of the class weights' own
     names : of the classes
     """
-    fig, axes = plt.subplots(2, 1 + len(lengths), figsize=(11, 5.9), layout="constrained")
+    fig, axes = plt.subplots(2, 1 + len(lengths), figsize=(11, 6), layout="constrained")
     title = "Same classifier, same predictions: CAM loses the bird, infoCAM does not move"
-    fig.suptitle(title, fontweight="bold", fontsize="x-large")
+    fig.suptitle(title, fontweight="bold", fontsize="large")
     pixels, extent = np.asarray(picture), (0, picture.shape[2], picture.shape[1], 0)
     axes[0, 0].imshow(pixels.transpose(1, 2, 0), extent=extent)
-    axes[0, 0].set_title("the picture")
+    axes[0, 0].set_title("the picture\n")
     values = np.asarray(probabilities, dtype=float)
     top = np.argsort(-values)[:3][::-1]
-    axes[1, 0].barh([names[k] for k in top], 100 * values[top], color=["0.75", "0.75", PALETTE[0]])
-    axes[1, 0].set(xlim=(0, 100), xlabel="probability, %", title="what the classifier says,\nin all columns")
+    axes[1, 0].barh(range(3), 100 * values[top], color=["0.75", "0.75", PALETTE[0]], height=0.4)
+    axes[1, 0].set(
+        xlim=(0, 100), ylim=(-0.4, 2.7), yticks=[], xlabel="%", title="probabilities, in all columns"
+    )
+    axes[1, 0].grid(False)
+    for at, k in enumerate(top):
+        axes[1, 0].text(1, at + 0.27, names[k].replace("_", " "), fontsize=8)
     for row, method in enumerate(("CAM", "infoCAM")):
         for column, length in enumerate(lengths):
             ax, drawn = axes[row, 1 + column], np.asarray(maps[row][column], dtype=float)
@@ -459,10 +464,7 @@ def hero(
                 ax.add_patch(
                     Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, ls=style, lw=2.5)
                 )
-            vector = (
-                "class weights as trained" if not length else f"{length:g} × a vector added to every class"
-            )
-            above = f"{vector}\n" if row == 0 else ""
+            above = f"{f'+ {length:g} v in every class' if length else 'weights as trained'}\n" * (row == 0)
             ax.set_title(f"{above}{method}: IoU {share:.2f}, {'hit' if hit else 'miss'}")
     for ax in (axes[0, 0], *axes[:, 1:].flat):
         ax.axis("off")

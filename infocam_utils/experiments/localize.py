@@ -748,10 +748,11 @@ def gauge_example(
 ) -> dict[str, Any]:
     """One scored image under the decayed head and under the same with common vectors of growing length.
 
-    The first `among` the scored images on which CAM and infoCAM against the least likely class both hit as
-    trained, and CAM no longer does with the longest vector; the first image where there is none. With its
-    `index`, `maps` (2, L, h, w) of both methods, `boxes` (2, L, 4) and `iou` (2, L) at the thresholds that
-    held-out images chose as trained, `truth` (4,) and the `probabilities` (K,), alike for all lengths.
+    The one `among` the first scored images that CAM and infoCAM against the least likely class both hit as
+    trained, that infoCAM still hits with the longest vector, and that CAM then misses by most; the first
+    image where there is none. With its `index`, `maps` (2, L, h, w) of both methods, `boxes` (2, L, 4) and
+    `iou` (2, L) at the thresholds that held-out images chose as trained, `truth` (4,) and the `probabilities`
+    (K,), alike for all lengths.
     """
     heads = [cam.with_common_vector(run.heads["decayed"], length) for length in lengths]
     rivals: tuple[Rival | None, ...] = (None, "least_likely")
@@ -775,7 +776,7 @@ def gauge_example(
     drawn = torch.stack(boxes, 1)  # (N, 2, L, 4)
     iou = localization.iou_with_truth(drawn.flatten(1, 2), truth).view(drawn.shape[:3])
     wanted = (iou[:, :, 0] >= 0.5).all(1) & (iou[:, 0, -1] < 0.5) & (iou[:, 1, -1] >= 0.5)
-    i = int(wanted.int().argmax())
+    i = int(iou[:, 0, -1].where(wanted, 2.0).argmin())
     return {
         "index": i,
         "maps": torch.stack(found, 1)[i],

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -22,7 +22,7 @@ from infocam_utils.experiments import rows as rows_of
 from infocam_utils.experiments.recipe import check_seeds, loss_of
 from infocam_utils.experiments.rows import Row
 from infocam_utils.gaussians import GaussianMixture
-from infocam_utils.information import Estimate, Kind, Reading, entropy, mutual_information, shift_prior
+from infocam_utils.information import Estimate, Kind, entropy, mutual_information, shift_prior
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K) and labels (B,) of one seed -> 0-d
 Pairs = tuple[Tensor, Tensor]  # points (N, d) and labels (N,)
@@ -352,7 +352,7 @@ def _comparison(mixture: GaussianMixture, draws: Draws, steps: int) -> tuple[lis
 def _summaries(rows: Sequence[Row]) -> list[Row]:
     """The largest absolute and the mean error of each reading over the dimensions, from its rows."""
     table = pd.DataFrame(rows)
-    errors = table[(table["metric"] == "error") & table["method"].isin(get_args(Reading))]
+    errors = table[(table["metric"] == "error") & table["method"].isin(rows_of.READINGS)]
     made: list[Row] = []
     for about, group in errors.groupby(["shares", "method", "seed"], sort=False):
         row = dict(zip(("shares", "method", "seed"), about, strict=True)) | {"unit": "nats"}

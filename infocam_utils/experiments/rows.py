@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from infocam_utils.information import Estimate, Reading, accuracy, mutual_information, recalls
 
 Row = dict[str, Any]  # one measured number and what it is of
+READINGS: tuple[Reading, ...] = ("pc", "softmax", "log_k_minus_ce")  # of logits
 WHOLE = (  # columns of whole numbers, of which some are not applicable
     *("stride", "few", "many", "dimension", "seed", "n", "region", "than_region", "images", "vector"),
     "epoch",
@@ -83,7 +84,7 @@ def information(found: Estimate) -> Row:
 def readings(logits: Mapping[Any, Tensor], labels: Tensor, prior: Tensor) -> list[Row]:
     """Mutual information by three readings of the logits (N, K) of "softmax" and "pc"."""
     made = []
-    for reading in get_args(Reading):
+    for reading in READINGS:
         of = logits["pc" if reading == "pc" else "softmax"]
         found = mutual_information(of, labels, prior, reading)
         made.append({"method": reading} | information(found))

@@ -259,7 +259,7 @@ def imbalance_table(rows: pd.DataFrame) -> str:
         return ""
     leads = [results.difference(pool, {"method": "pc"}, {"method": m}) for m in ("softmax", "post_hoc")]
     found = results.over_seeds(pd.concat([pool, *leads]))
-    found = found.assign(data=[f"[{run}](results/{run}/03.csv)" for run in found["run"]])
+    found = found.assign(data=[f"[{run}]({run}/03.csv)" for run in found["run"]])
     found["rare : common"] = [f"{few} : all" for few in found["few"]]
     found["column"] = [
         names[row["method"]] + (f" − {names[row['than_method']]}" if row["unit"] == "points" else "")
@@ -288,9 +288,7 @@ def second_layer_table(rows: pd.DataFrame) -> str:
         name = names.get(got["method"], "centre box")
         end = " × surprise" if "second_layer" in got else " + sum" if "region" in got else ""
         than = f" − {names[got['than_method']]} + sum" if "than_method" in got else ""
-        made.append(
-            row | {"column": name + end + than, "data": f"[{row['run']}](results/{row['run']}/04.csv)"}
-        )
+        made.append(row | {"column": name + end + than, "data": f"[{row['run']}]({row['run']}/04.csv)"})
     title = "**A second layer** (notebook 04, ours): GT-known in %, decayed head, held-out thresholds"
     return _wide(pd.DataFrame(made), ["data"], title)
 
@@ -317,7 +315,7 @@ def localization_table(rows: pd.DataFrame) -> str:
         + (f", {row['head']}" if row["method"] in ("cam", "infocam") else "")
         for row in found.to_dict("records")
     ]
-    found["data"] = [f"[{run}](results/{run}/04.csv)" for run in found["run"]]
+    found["data"] = [f"[{run}]({run}/04.csv)" for run in found["run"]]
     found["region sum"] = [
         "none" if row["region"] == 1 else f"{row['region']}×{row['region']}, {row['padding']}"
         for row in found.to_dict("records")
@@ -345,7 +343,7 @@ def defects_table(rows: pd.DataFrame) -> str:
         return ""
     found = found.assign(
         column=found["official"].map(names),
-        data=[f"[{run}](results/{run}/04.csv)" for run in found["run"]],
+        data=[f"[{run}]({run}/04.csv)" for run in found["run"]],
         low=math.nan,  # of one seed: the changes are exact, the value's own interval stands above
     )
     title = (
