@@ -7,6 +7,7 @@ drawn where they are known.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ def intervals(
     if table.empty:
         raise ValueError("there is no row to draw: run the notebooks that the claims name")
     parts = [("", table)] if panel is None else list(table.groupby(panel, sort=False))
-    heights = [len(part) for _, part in parts]
-    size = (9, 0.6 + 0.6 * len(parts) + 0.27 * sum(heights))
+    heights = [len(part) + 1 for _, part in parts]  # a line alone leaves no room for a title
+    size = (10.5, 0.6 + 0.6 * len(parts) + 0.25 * sum(heights))
     fig, axes = plt.subplots(len(parts), 1, figsize=size, height_ratios=heights, squeeze=False)
     kinds = [] if colour is None else list(dict.fromkeys(table[colour].fillna("no head")))
     for ax, (title, part) in zip(axes[:, 0], parts, strict=True):
@@ -122,6 +123,59 @@ def intervals(
     handles, names = axes[0, 0].get_legend_handles_labels()
     if handles:
         fig.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return fig
+
+
+def differences(table: pd.DataFrame, xlabel: str, zero: str, columns: int = 3) -> Figure:
+    """A panel a claim, a line a setting, a colour a head: paired differences with their intervals.
+
+    Parameters
+    ----------
+    table : with columns claim, label, head, value, low, high
+    zero : what it means to lie right of 0
+
+    Raises
+    ------
+    ValueError
+        For an empty table.
+    """
+    if table.empty:
+        raise ValueError("there is no row to draw: run the notebooks that the claims name")
+    kinds = list(dict.fromkeys(table["head"].fillna("no head")))
+    claims = list(dict.fromkeys(table["claim"]))
+    lines = [claims[i : i + columns] for i in range(0, len(claims), columns)]
+    labels = [list(dict.fromkeys(table[table["claim"].isin(line)]["label"])) for line in lines]
+    heights = [len(names) + 2 for names in labels]
+    size = (11, 0.8 + 0.2 * sum(heights))
+    fig, axes = plt.subplots(
+        len(lines), columns, figsize=size, height_ratios=heights, sharey="row", squeeze=False
+    )
+    for ax in axes.flat[len(claims) :]:
+        ax.axis("off")
+    for i, claim in enumerate(claims):
+        ax, names = axes.flat[i], labels[i // columns]
+        for row in table[table["claim"] == claim].to_dict("records"):
+            number = kinds.index(row["head"] if pd.notna(row["head"]) else "no head")
+            at = names.index(row["label"]) + 0.22 * (number - (len(kinds) - 1) / 2)
+            style = {"color": PALETTE[number], "fmt": MARKERS[number], "markersize": 3.5, "lw": 1.2}
+            _interval(ax, row, at, **style)
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+        ax.set(ylim=(len(names) - 0.4, -0.6))
+        ax.tick_params(axis="x", labelsize=8)
+        ax.axvline(0, color="0.3", lw=1)
+        ax.set_title(textwrap.fill(claim, 34), loc="left", fontsize=8)
+    for ax in axes[-1][: len(lines[-1])]:
+        ax.set_xlabel(f"{xlabel}, {zero} →", fontsize=8)
+    for number, kind in enumerate(kinds):
+        axes[0, 0].plot(
+            [],
+            [],
+            MARKERS[number],
+            color=PALETTE[number],
+            label=f"{kind} head".replace("no head head", "no head"),
+        )
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=len(names))
     return fig
 
 

@@ -157,7 +157,7 @@ def starting_point(rows: pd.DataFrame) -> str:
     for _, group in results.over_seeds(read[read["weights"].notna()]).groupby(["dataset", "few"], sort=True):
         if group["weights"].nunique() > 1:
             rows_ = group.sort_values("value").to_dict("records")
-            names = [str(row["weights"]).removeprefix(f"{row['backbone']}_") for row in rows_]
+            names = [results.weights_words(row) for row in rows_]
             each = [f"{number(row, digits=2)} from {name}" for row, name in zip(rows_, names, strict=True)]
             said.append(f"{rows_[0]['dataset']}, {rows_[0]['few']} : all: {', '.join(each)}")
     return "; ".join(said) + "." * bool(said)

@@ -363,7 +363,7 @@ def directions_table(judged: Iterable[Judged]) -> pd.DataFrame:
     import pandas as pd
 
     made = [
-        {**f.direction, "label": _setting({**f.direction, "head": None}), "claim": row.claim.statement}
+        {**f.direction, "label": setting_words({**f.direction, "head": None}), "claim": row.claim.statement}
         for row in judged
         for f in row.findings
         if f.direction is not None and f.direction["unit"] == "points"

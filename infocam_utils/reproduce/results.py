@@ -446,6 +446,17 @@ AGAINST = {
 }
 
 
+NETWORKS = {
+    "mobilenet_v2": "MobileNetV2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "resnet50": "ResNet-50",
+}
+WEIGHTS = {  # what is left of a file's name behind the network's
+    "": "ImageNet",
+    "imagenet": "ImageNet",
+    "imagenet_v1": "ImageNet, torchvision's",
+    "inat_birds": "iNaturalist birds",
+}
 HEADS = {"own_zero_sum": "own (zero sum)"}
 
 
@@ -489,6 +500,16 @@ def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table)
 
 
+def weights_words(row: Row) -> str:
+    """What a network was trained on before, from the name of its file.
+
+    >>> weights_words({"backbone": "mobilenet_v2", "weights": "mobilenet_v2_inat_birds"})
+    'iNaturalist birds'
+    """
+    name = str(row["weights"]).removeprefix(str(row["backbone"])).strip("_")
+    return WEIGHTS.get(name, name)
+
+
 def setting_words(row: Row) -> str:
     """Data, network and task of a row in words, so that two different runs never read alike.
 
@@ -502,7 +523,7 @@ def setting_words(row: Row) -> str:
     if "few" in got:
         parts.append(f"{got['few']} : {got.get('many', 'all')}")
     if "weights" in got:
-        parts.append(f"{got['backbone']} ({got['weights'].removeprefix(got['backbone'] + '_')})")
+        parts.append(f"{NETWORKS.get(got['backbone'], got['backbone'])} ({weights_words(row)})")
     if "stride" in got:
         parts.append(f"stride {got['stride']}")
     if "frozen" in got and "weights" in got and not got["frozen"]:

@@ -84,9 +84,41 @@ def test_intervals_of_several_panels_and_kinds_are_told_apart():
     assert fig.axes[-1].get_xlabel().endswith("better →")
 
 
+def test_differences_have_a_panel_a_claim_and_a_line_a_setting():
+    made = [("one", "birds", "free", 1.0), ("one", "birds", "own", 2.0), ("two", "digits", None, -3.0)]
+    table = pd.DataFrame(made, columns=["claim", "label", "head", "value"])
+    table = table.assign(low=table["value"] - 1, high=table["value"] + 1)
+    fig = figures.differences(table, "points", zero="as claimed", columns=2)
+    left, right = fig.axes
+    assert [ax.get_title(loc="left") for ax in (left, right)] == ["one", "two"]
+    (first, upper), (second, lower) = dots(left)
+    assert (first, second) == (1.0, 2.0)
+    assert -0.5 < upper < lower < 0.5, "two heads of one setting, side by side"
+    assert dots(right) == [(-3.0, pytest.approx(1, abs=0.5))]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["birds", "digits"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["free head", "own head", "no head"]
+
+
+def test_the_picture_says_hit_or_miss_by_its_iou():
+    rng = np.random.default_rng(0)
+    iou = [[0.8, 0.2], [0.6, 0.6]]
+    boxes = np.tile([1.0, 1.0, 5.0, 5.0], (2, 2, 1))
+    picture, maps = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8), rng.normal(size=(2, 2, 4, 4))
+    truth, shares, names = [0, 0, 4, 4], [0.7, 0.2, 0.1], ["Red_bird", "b", "c"]
+    fig = figures.hero(picture, maps, boxes, iou, truth, shares, [0.0, 4.0], names)
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[1:3] == [
+        "weights as trained\nCAM: IoU 0.80, hit",
+        "+ 4 v in every class\nCAM: IoU 0.20, miss",
+    ]
+    assert titles[4:] == ["infoCAM: IoU 0.60, hit"] * 2
+    assert [text.get_text() for text in fig.axes[3].texts][-1] == "Red bird", "the likeliest on top"
+
+
 def test_an_empty_table_is_refused():
-    with pytest.raises(ValueError, match="no row to draw"):
-        figures.intervals(pd.DataFrame({"label": [], "value": []}), "%")
+    for draw in (figures.intervals, lambda table, _: figures.differences(table, "points", "better")):
+        with pytest.raises(ValueError, match="no row to draw"):
+            draw(pd.DataFrame({"label": [], "value": []}), "%")
 
 
 def test_values_by_dimension_stand_at_their_value_beside_the_truth():

@@ -442,6 +442,13 @@ def test_the_experiment_on_drawn_birds(tmp_path: Path) -> None:
     start = sweep[sweep["common_length"] == 0].groupby("method")["value"]
     decayed = frame[(frame["head"] == "decayed") & (frame["seed"] == 0) & (frame["metric"] == "gt_known")]
     assert start.first()["cam"] == one(decayed, method="cam", region=1)["value"]
+    example = localize.gauge_example(how, runs[0], images, [0.0, 4.0], among=40)
+    i = example["index"]
+    cams, infos = example["maps"]
+    assert (cams[0] - cams[1]).abs().max() > 100 * (infos[0] - infos[1]).abs().max()
+    at = localize.chosen(runs[0].held, Variant("cam", "decayed"))[1]
+    hit = bool(runs[0].scored.hits(Variant("cam", "decayed"))[i, at])
+    assert hit == (float(example["iou"][0, 0]) >= 0.5), "the box that the evidence has"
     shares = said[(said["metric"] == "common_share") & (said["head"] == "own") & (said["seed"] == 0)]
     assert shares["epoch"].tolist()[:-1] == [0, 1]
     assert one(shares, epoch=1)["value"] == pytest.approx(shares["value"].iloc[-1]) != shares["value"].iloc[0]
