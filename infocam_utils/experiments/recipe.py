@@ -50,7 +50,8 @@ class Recipe:
         keeps all of the common classes
     train_limit : training images at most, spread over the list before `few` and `many` choose
     loss : "softmax", cross-entropy; "pc", PC-softmax under the training set's class shares
-    log_prior_bias : the head's bias starts at log π, so that a plain softmax need not learn the shares
+    log_prior_bias : the head's bias starts at log π, so that a plain softmax need not learn the shares; of a
+        head that is fitted first, the fit starts there
     frozen : only a linear head is trained, on features computed once (the paper's way with CUB)
     passes : training images seen, epochs times images
     batch_size, lr, weight_decay, optimizer, schedule, batch_norm, precision, devices : see
@@ -294,7 +295,7 @@ def with_history(
         elif recipe.head_start == "zero":
             nn.init.zeros_(model.linear.weight)
             nn.init.zeros_(model.linear.bias)
-        if recipe.log_prior_bias:
+        if recipe.log_prior_bias and recipe.head_start != "fitted":  # whose fit had that start
             training.initialise_bias(model.linear, shares)
         shown = [_common_share(model)]
         shown += training.fit(model, train, loss, epochs=epochs, watch=_common_share, **options)
@@ -319,7 +320,8 @@ def fitted_head(
     """The recipe's linear layer on frozen features (N, C), by its `head_optimizer` and `head_decay`.
 
     L-BFGS's decay is chosen with cross-entropy whatever the loss, so that losses are compared at the same
-    decay. AdamW, for what is too much for L-BFGS, passes the images ten times at least, with a decay of 0.01.
+    decay. AdamW, for what is too much for L-BFGS, passes the images ten times at least, with a decay of 0.01;
+    with `log_prior_bias` its bias starts at log π.
 
     >>> digits, labels = recipe("digits", head_decay=0.1), torch.tensor([0, 1])
     >>> fitted_head(digits, torch.eye(2), labels, 2, nn.CrossEntropyLoss(), seed=0)(torch.eye(2)).argmax(1)
@@ -330,6 +332,8 @@ def fitted_head(
         decay = heads.select_decay(*known, seed=seed) if recipe.head_optimizer == "lbfgs" else 0.01
     epochs = max(10, round(recipe.passes / len(labels)))
     how: dict[str, Any] = {"optimizer": recipe.head_optimizer, "epochs": epochs, "seed": seed}
+    if recipe.log_prior_bias:
+        how["log_prior"] = class_prior(labels, num_classes).log().float()
     return heads.fit_head(*known, loss, weight_decay=decay, **how)
 
 
