@@ -303,6 +303,19 @@ def test_the_head_starts_as_the_recipe_says_and_its_gauge_is_followed(tmp_path, 
     assert len(with_history(replace(how, frozen=True), 0, tmp_path)[1]) == 0
 
 
+def test_a_softmax_fitted_from_the_log_prior_is_pc_softmax_with_another_bias(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "fit", lambda model, train, loss, **options: [])
+    how = replace(SMALL, head_start="fitted", head_optimizer="adamw", few=2)
+    pc = network(replace(how, loss="pc"), 0, tmp_path).linear
+    softmax = network(replace(how, log_prior_bias=True), 0, tmp_path).linear
+    train = training_set(how, 0)
+    shares = torch.bincount(train.labels) / len(train)
+    torch.testing.assert_close(softmax.weight, pc.weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(softmax.bias, pc.bias + shares.log(), rtol=1e-3, atol=1e-4)
+    plain = network(how, 0, tmp_path).linear
+    assert (plain.bias - softmax.bias).abs().max() > 0.1
+
+
 def test_precision_is_measured_or_exact(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "best_precision", lambda: "bf16-true")
     assert recipe("digits", precision="auto").precision == "bf16-true"
