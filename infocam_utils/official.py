@@ -31,14 +31,14 @@ def official_iou(boxes: Tensor, truth: Tensor) -> Tensor:
 
 
 def inclusive_iou(boxes: Tensor, truth: Tensor, side: int) -> Tensor:
-    """IoU as the field's evaluator has it (wsolevaluation, Choe et al. 2020), which published numbers rest
-    on.
+    """IoU as the field's evaluator has it (wsolevaluation, Choe et al. 2020), on which published numbers rest.
 
     Of half-open boxes (..., 4) x0 y0 x1 y1 in an image of `side` pixels the ends are cut to ``side − 1``, the
     true boxes are cut to whole pixels, and then all ends count as inclusive: every side is a pixel longer.
 
-    >>> round(float(inclusive_iou(torch.tensor([0, 0, 10, 10]), torch.tensor([0.9, 0.9, 10.9, 10.9]), 224)),
-    3) 1.0
+    >>> shifted = torch.tensor([0.9, 0.9, 10.9, 10.9])
+    >>> round(float(inclusive_iou(torch.tensor([0, 0, 10, 10]), shifted, 224)), 3)
+    1.0
     """
     boxes, truth = _as_boxes("boxes", boxes).clone(), _as_boxes("truth", truth).trunc()
     boxes[..., 2:] = boxes[..., 2:].clamp(max=side - 1)
