@@ -31,7 +31,7 @@ def official_iou(boxes: Tensor, truth: Tensor) -> Tensor:
 
 
 def inclusive_iou(boxes: Tensor, truth: Tensor, side: int) -> Tensor:
-    """IoU as the field's evaluator has it (wsolevaluation, Choe et al. 2020), on which published numbers rest.
+    """IoU as published numbers have it, by the field's evaluator (wsolevaluation, Choe et al. 2020).
 
     Of half-open boxes (..., 4) x0 y0 x1 y1 in an image of `side` pixels the ends are cut to ``side − 1``, the
     true boxes are cut to whole pixels, and then all ends count as inclusive: every side is a pixel longer.

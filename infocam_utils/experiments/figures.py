@@ -6,6 +6,7 @@ drawn where they are known.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -35,11 +36,14 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update(
         {
-            "figure.dpi": 110,
-            "savefig.dpi": 160,
+            "figure.dpi": 96,
+            "savefig.dpi": 2 * 96,  # twice what a page shows
             "savefig.bbox": "tight",  # a title may be wider than its panel
+            "savefig.pad_inches": 0.03,
             "figure.constrained_layout.use": True,
             "axes.titlesize": "medium",
+            "figure.titlesize": "medium",
+            "figure.titleweight": "bold",
             "legend.frameon": False,
             "legend.fontsize": "small",
         }
@@ -47,18 +51,29 @@ def use_style() -> None:
 
 
 def save(fig: Figure, name: str, alt: str, output_dir: str | Path | None = None) -> None:
-    """Write ``<out>/figures/<name>.png`` with `alt` inside it, as its PNG description.
+    """Write ``<out>/figures/<name>.png``, with `alt` as its PNG description, and show it in a notebook.
+
+    What is shown is the file, at half its resolution, with `alt` in the output's metadata for exports.
 
     Raises
     ------
     ValueError
         Without an alternative text: a figure that some readers cannot see must say what it shows.
     """
+    from IPython.core.getipython import get_ipython
+    from IPython.display import Image, display
+
     if not alt.strip():
         raise ValueError(f"figure {name!r} needs an alternative text that says what it shows")
+    # Without the Software entry the same figure gives the same bytes under another matplotlib patch.
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", metadata={"Description": alt, "Software": None})
+    plt.close(fig)
     with replacing(output_root(output_dir) / "figures" / f"{name}.png") as path:
-        # Without the Software entry the same figure gives the same bytes under another matplotlib patch.
-        fig.savefig(path, format="png", metadata={"Description": alt, "Software": None})
+        path.write_bytes(picture.getvalue())
+    if get_ipython() is not None:
+        wide = int.from_bytes(picture.getvalue()[16:20], "big")  # of the PNG's header
+        display(Image(picture.getvalue(), width=wide // 2, alt=alt))
 
 
 def _interval(ax: Axes, row: Mapping[Any, Any], at: float, horizontal: bool = True, **style: Any) -> None:
@@ -179,6 +194,112 @@ def differences(table: pd.DataFrame, xlabel: str, zero: str, columns: int = 3) -
     return fig
 
 
+def _end_labels(ax: Axes, ends: Sequence[tuple[float, float, str, Any]], gap: float) -> None:
+    """Names at the right ends of curves, (x, y, name, colour) each, moved apart to `gap` at least."""
+    order = sorted(ends, key=lambda end: end[1])
+    heights: list[float] = []
+    for _, y, _, _ in order:
+        heights.append(max(y, heights[-1] + gap) if heights else y)
+    for (x, _, name, colour), height in zip(order, heights, strict=True):
+        ax.annotate(name, (x, height), (6, 0), textcoords="offset points", color=colour, va="center")
+
+
+def pmi_curves(
+    position: Any, densities: Any, pmi: Any, shares: Sequence[float], names: Sequence[str]
+) -> Figure:
+    """Class densities times shares, and below them the PMI of every class with its ceiling −log π.
+
+    Parameters
+    ----------
+    position : (G,); densities, pmi : (G, K), nats; shares, names : (K,)
+    """
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.9, 5.2), sharex=True, height_ratios=(2, 3))
+    x, heights, values = (np.asarray(v) for v in (position, densities, pmi))
+    for k, (share, name) in enumerate(zip(shares, names, strict=True)):
+        at = int(heights[:, k].argmax())
+        top.plot(x, heights[:, k], color=PALETTE[k])
+        style: dict[str, Any] = {"ha": "center", "fontsize": 9, "color": PALETTE[k]}
+        text = f"{name}\nshare {share:.2f}"
+        top.annotate(text, (x[at], heights[at, k]), (0, 3), textcoords="offset points", **style)
+        bottom.plot(x, values[:, k], color=PALETTE[k])
+        peak = int(values[:, k].argmax())
+        reach = values[:, k] > values[peak, k] - 0.6
+        bottom.hlines(-math.log(share), x[reach].min(), x[reach].max(), color=PALETTE[k], ls=":", lw=1.5)
+    top.set(ylabel="share × density", ylim=(0, 1.55 * heights.max()))
+    bottom.axhspan(0, 3.2, color=PALETTE[2], alpha=0.08, lw=0)
+    bottom.axhline(0, color="0.3", lw=1)
+    bottom.text(x[0], 0.15, " x speaks for the class", fontsize=9, va="bottom")
+    bottom.text(x[0], -0.2, " and against it", fontsize=9, va="top")
+    bottom.set(ylim=(-8, 3.2), xlabel="x", ylabel="PMI(x, y), nats")
+    fig.suptitle("The rarer a class, the more a point can say for it (dotted: the ceiling −log π)")
+    return fig
+
+
+def bounds(confidence: Any, curves: Mapping[str, Any], truth: float) -> Figure:
+    """Lower bounds on the mutual information, in nats, against the confidence of the logits."""
+    fig, ax = plt.subplots(figsize=(7.9, 3.9))
+    ends = []
+    for number, (name, values) in enumerate(curves.items()):
+        ax.plot(confidence, values, ("-", "--", ":")[number % 3], color=PALETTE[number], lw=2)
+        ends.append((float(confidence[-1]), max(float(values[-1]), -0.45), name, PALETTE[number]))
+    ax.axhline(truth, color="0.3", lw=1, dashes=(6, 3))
+    ax.text(float(confidence[0]), truth + 0.02, "I(X; Y), by quadrature", va="bottom")
+    ax.plot(1, truth, "o", color="0.3")
+    _end_labels(ax, ends, 0.12)
+    ax.set(xlabel="confidence β of the logits", ylabel="bound, nats", ylim=(-0.5, 1.25))
+    ax.set_title("All touch the truth at the exact logits; PC-softmax forgives wrong ones most", loc="left")
+    return fig
+
+
+def bias(ratios: Any, excess: Any, marks: Mapping[str, tuple[float, float]]) -> Figure:
+    """The excess log K − H(Y), nats, against the ratio of class sizes; marks are (ratio, excess) by name."""
+    fig, ax = plt.subplots(figsize=(7.9, 3.6))
+    ax.plot(ratios, excess, lw=2)
+    for name, (ratio, height) in marks.items():
+        ax.plot(ratio, height, "o", color=PALETTE[1])
+        ax.annotate(f"{name}: {height:.2f} nats", (ratio, height), (8, -12), textcoords="offset points")
+    ax.axhline(math.log(2), color="0.3", lw=1, ls="--")
+    ax.annotate("log 2, the most there can be", (1, math.log(2)), xytext=(2, -14), textcoords="offset points")
+    ax.set_xscale("log")
+    ax.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    ax.set(xlabel="size of the large classes in sizes of the small ones", ylabel="log K − H(Y), nats")
+    ax.set_title("What log K − CE reports for nothing, whatever the classifier", loc="left")
+    return fig
+
+
+def information(settings: Sequence[Mapping[str, Any]], naive: bool = True) -> Figure:
+    """Class densities, and below them the entropy of the label: what x tells of it and what it leaves.
+
+    Parameters
+    ----------
+    settings : one column each, with `title`, `position` (G,), `densities` (G, K) times shares, `value` and
+        `entropy` in nats
+    naive : whether to draw log K − CE of the exact classifier too
+    """
+    fig, axes = plt.subplots(2, len(settings), figsize=(7.9, 3.6), height_ratios=(3, 2), squeeze=False,
+                             sharex="row", sharey="row")  # fmt: skip
+    for (top, bottom), one in zip(axes.T, settings, strict=True):
+        value, entropy = float(one["value"]), float(one["entropy"])
+        heights = np.asarray(one["densities"])
+        classes = heights.shape[1]
+        for k in range(classes):
+            top.fill_between(one["position"], heights[:, k], color=PALETTE[k], alpha=0.4, lw=0)
+        top.set(yticks=[], xlabel="x")
+        top.set_title(one["title"], fontsize=9)
+        bottom.barh(1, value, color=PALETTE[0])
+        bottom.barh(1, entropy - value, left=value, color="0.85")
+        if naive:
+            bottom.barh(0, value, color=PALETTE[0], alpha=0.4)
+            excess = math.log(classes) - entropy
+            bottom.barh(0, excess, left=value, color=PALETTE[1], hatch="//", edgecolor="white")
+        bottom.axvline(math.log(classes), color="0.3", lw=1, ls="--")
+        bottom.set_title(f"I = {value:.2f}, H(Y|X) = {entropy - value:.2f} nats", fontsize=9)
+        bottom.set(xlim=(0, 1.05 * math.log(classes)), xlabel="nats; dashed: log K")
+        bottom.set_yticks([1, 0][: 1 + naive], ["H(Y)", "log K − CE"][: 1 + naive])
+        bottom.grid(False)
+    return fig
+
+
 def by_dimension(
     table: pd.DataFrame, ylabel: str, *, truth: pd.DataFrame | None = None, band: float | None = None
 ) -> Figure:
@@ -192,7 +313,7 @@ def by_dimension(
     panels = list(dict.fromkeys(table["shares"]))
     dimensions = sorted(set(table["dimension"]))
     labels = list(dict.fromkeys(table["label"]))
-    fig, axes = plt.subplots(1, len(panels), figsize=(8, 3.4), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.9, 3.6), sharey=True, squeeze=False)
     for ax, shares in zip(axes[0], panels, strict=True):
         part = table[table["shares"] == shares]
         if truth is not None:
@@ -226,7 +347,7 @@ def rules(table: pd.DataFrame) -> Figure:
     """
     names = {"accuracy": "accuracy", "per_class_accuracy": "per-class accuracy"}
     labels = [label for label in dict.fromkeys(table["label"]) if label != "Bayes"]
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(7.9, 3.6), sharey=True)
     for ax, (metric, title) in zip(axes, names.items(), strict=True):
         part = table[table["metric"] == metric]
         for row in part.to_dict("records"):
@@ -255,7 +376,7 @@ def learning_curves(curves: pd.DataFrame, limits: tuple[float, float] = (-0.32, 
     curves : columns dimension, label, step, seed, error (nats)
     """
     dimensions = sorted(set(curves["dimension"]))
-    fig, axes = plt.subplots(1, len(dimensions), figsize=(8, 3.2), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(dimensions), figsize=(7.9, 3.6), sharey=True, squeeze=False)
     styles = ("-", "--", "-.", ":", (0, (5, 1)))
     for ax, d in zip(axes[0], dimensions, strict=True):
         part = curves[curves["dimension"] == d]
@@ -282,7 +403,7 @@ def pmi_along_line(position: Any, density: Any, exact: Any, estimated: Any, titl
     ----------
     position, density : (G,); exact, estimated : (G, K), nats
     """
-    fig, ax = plt.subplots(figsize=(7, 3.2))
+    fig, ax = plt.subplots(figsize=(7.9, 3.4))
     x, height = np.asarray(position), np.asarray(density)
     ax.fill_between(x, -8, -8 + 4 * height / height.max(), color="0.85", lw=0, label="density of the data")
     for k in range(np.asarray(exact).shape[1]):
@@ -301,15 +422,23 @@ def recall_plane(table: pd.DataFrame) -> Figure:
     table : columns dataset, label, seed, metric ("rare_recall" or "common_recall"), value in per cent
     """
     panels = list(dict.fromkeys(table["dataset"]))
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.9, 4.6), squeeze=False)
     for ax, name in zip(axes[0], panels, strict=True):
         part = table[table["dataset"] == name]
+        ends = part.groupby(["label", "metric"])["value"].mean().unstack()
+        if {"softmax", "PC-softmax"} <= set(ends.index):
+            to, start = (ends.loc[label] for label in ("PC-softmax", "softmax"))
+            arrow = {"arrowstyle": "->", "color": "0.4", "lw": 1.5, "shrinkA": 9, "shrinkB": 9}
+            ax.annotate("", tuple(to), tuple(start), arrowprops=arrow)
         for number, (label, rows) in enumerate(part.groupby("label", sort=False)):
             points = rows.pivot(index="seed", columns="metric", values="value")
             style: dict[str, Any] = {"color": PALETTE[number], "marker": MARKERS[number], "ls": ""}
             ax.plot(points["common_recall"], points["rare_recall"], markersize=4, alpha=0.5, **style)
             mean = points.mean()
             ax.plot(mean["common_recall"], mean["rare_recall"], markersize=10, label=label, **style)
+        ax.autoscale(False)
+        for total in range(0, 201, 5):  # along a line the mean of both recalls is the same
+            ax.axline((total, 0), slope=-1, color="0.9", lw=0.8, zorder=0)
         ax.set(title=name, xlabel="recall of common classes, %")
     axes[0, 0].plot([], [], "o", color="0.5", markersize=4, alpha=0.5, label="one seed")
     axes[0, 0].set(ylabel="recall of rare classes, %")
@@ -326,7 +455,7 @@ def trade_off(table: pd.DataFrame, tau: float | None = None) -> Figure:
     tau : a setting to mark
     """
     panels = list(dict.fromkeys(table["dataset"]))
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.9, 3.8), squeeze=False)
     measures = {
         ("training_shares", "accuracy"): "accuracy, training shares",
         ("all", "per_class_accuracy"): "per-class accuracy",
@@ -360,7 +489,7 @@ def localization_curve(thresholds: Any, curves: Mapping[str, Any], chosen: Mappi
     curves : label to GT-known (seeds, T) in per cent, drawn as mean and range
     chosen : label to the index of the threshold that held-out images chose
     """
-    fig, ax = plt.subplots(figsize=(7.5, 4))
+    fig, ax = plt.subplots(figsize=(7.9, 4))
     x = np.asarray(thresholds)
     for number, (label, values) in enumerate(curves.items()):
         y = np.atleast_2d(np.asarray(values, dtype=float))  # (S, T)
@@ -384,7 +513,7 @@ def gauge_curve(table: pd.DataFrame) -> Figure:
     ----------
     table : columns label, common_length, vector, value in per cent
     """
-    fig, ax = plt.subplots(figsize=(7, 3.6))
+    fig, ax = plt.subplots(figsize=(7.9, 3.6))
     lengths = sorted(set(table["common_length"]))
     for number, (label, rows) in enumerate(table.groupby("label", sort=False)):
         curve, color = rows.groupby("common_length")["value"].agg(["mean", "min", "max"]), PALETTE[number]
@@ -404,7 +533,7 @@ def transfer_curve(table: pd.DataFrame) -> Figure:
     ----------
     table : columns label, images (empty: the oracle), value, low, high in per cent
     """
-    fig, ax = plt.subplots(figsize=(7, 3.6))
+    fig, ax = plt.subplots(figsize=(7.9, 3.6))
     for number, (label, rows) in enumerate(table.groupby("label", sort=False)):
         color, found = PALETTE[number], rows[rows["images"].notna()]
         x = found["images"].astype(int)
@@ -423,49 +552,55 @@ def transfer_curve(table: pd.DataFrame) -> Figure:
 
 
 def gallery(
-    images: Any,
-    maps: Any | None = None,
-    boxes: Any | None = None,
-    truths: Any | None = None,
-    titles: Sequence[str] | None = None,
-    columns: int = 6,
-    side: float = 2.0,
+    images: Any, maps: Any, boxes: Any, iou: Any, truths: Any, methods: Sequence[str], title: str = ""
 ) -> Figure:
-    """Pictures in grey under their maps, blue below zero and red above; our box dashed, the true one solid.
+    """A row of pictures, and a row a method: in grey under their maps, blue below zero and red above.
+
+    The box of the map is dashed, the true one solid; a colour bar a row, white at zero.
 
     Parameters
     ----------
     images : (N, 3, H, W) uint8
-    maps : (N, h, w), signed; each is shown on its own scale, white at zero
-    boxes, truths : (N, 4) x0 y0 x1 y1 in pixels
-    side : of a picture, in inches
+    maps : (M, N, h, w), signed, in nats
+    boxes : (M, N, 4), iou : (M, N), truths : (N, 4); x0 y0 x1 y1 in pixels
+    methods : (M,) names
     """
     pictures = np.asarray(images)
     if pictures.ndim != 4 or pictures.shape[1] != 3 or len(pictures) == 0:
         raise ValueError(f"images must be (N, 3, H, W) with N > 0, were {pictures.shape}")
     count, _, height, width = pictures.shape
-    columns = min(columns, count)
-    lines = math.ceil(count / columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(side * columns, (side + 0.25) * lines), squeeze=False)
+    size = (2.3 * count, 2.45 * (1 + len(methods)))
+    fig, axes = plt.subplots(1 + len(methods), count, figsize=size, squeeze=False)
+    extent = (0, width, height, 0)
+    for i, ax in enumerate(axes[0]):
+        ax.imshow(pictures[i].transpose(1, 2, 0), extent=extent)
+        _box(ax, truths[i], "black", "-")
+    for row, (name, values) in enumerate(zip(methods, maps, strict=True), 1):
+        reach = float(np.abs(np.asarray(values)).max()) or 1.0
+        for i, ax in enumerate(axes[row]):
+            drawn = _under_map(ax, pictures[i], values[i], reach)
+            share, hit = float(iou[row - 1][i]), float(iou[row - 1][i]) >= 0.5
+            _box(ax, truths[i], "black", "-")
+            _box(ax, boxes[row - 1][i], HIT if hit else MISS, "--")
+            ax.set_title(f"{name}: IoU {share:.2f}, {'hit' if hit else 'miss'}", fontsize=9)
+        fig.colorbar(drawn, ax=axes[row].tolist(), label=f"{name}, nats", shrink=0.8, pad=0.01)
     for ax in axes.flat:
         ax.axis("off")
-    extent = (0, width, height, 0)
-    for i, ax in zip(range(count), axes.flat, strict=False):
-        if maps is None:
-            ax.imshow(pictures[i].transpose(1, 2, 0), extent=extent)
-        else:
-            ax.imshow(pictures[i].mean(0), extent=extent, cmap="gray", vmin=-60, vmax=255)
-            values = np.asarray(maps[i], dtype=float)
-            reach = float(np.abs(values).max()) or 1.0
-            ax.imshow(values, extent=extent, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.55,
-                      interpolation="bilinear")  # fmt: skip
-        for group, color, line in ((truths, "white", "-"), (boxes, "black", "--")):
-            if group is not None:
-                x0, y0, x1, y1 = (float(v) for v in group[i])
-                ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, ls=line, lw=2))
-        if titles is not None:
-            ax.set_title(titles[i], fontsize="small")
+    fig.suptitle(title)
     return fig
+
+
+def _under_map(ax: Axes, picture: np.ndarray, values: Any, reach: float) -> Any:
+    """The picture (3, H, W) in grey under its map (h, w), which is white at zero and full at ± `reach`."""
+    extent = (0, picture.shape[2], picture.shape[1], 0)
+    ax.imshow(picture.mean(0), extent=extent, cmap="gray", vmin=-60, vmax=255)
+    style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach, "interpolation": "bilinear"}
+    return ax.imshow(np.asarray(values, dtype=float), extent=extent, alpha=0.6, **style)
+
+
+def _box(ax: Axes, box: Any, colour: str, line: str) -> None:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, ls=line, lw=2.5))
 
 
 def hero(
@@ -504,20 +639,11 @@ def hero(
         axes[1, 0].text(1, at + 0.27, names[k].replace("_", " "), fontsize=8)
     for row, method in enumerate(("CAM", "infoCAM")):
         for column, length in enumerate(lengths):
-            ax, drawn = axes[row, 1 + column], np.asarray(maps[row][column], dtype=float)
-            ax.imshow(pixels.mean(0), extent=extent, cmap="gray", vmin=-60, vmax=255)
-            reach = float(np.abs(drawn).max()) or 1.0
-            ax.imshow(drawn, extent=extent, cmap="RdBu_r", vmin=-reach, vmax=reach, alpha=0.6,
-                      interpolation="bilinear")  # fmt: skip
+            ax, values = axes[row, 1 + column], np.asarray(maps[row][column], dtype=float)
+            _under_map(ax, pixels, values, float(np.abs(values).max()) or 1.0)
             share, hit = float(iou[row][column]), float(iou[row][column]) >= 0.5
-            for box, colour, style in (
-                (truth, "black", "-"),
-                (boxes[row][column], HIT if hit else MISS, "--"),
-            ):
-                x0, y0, x1, y1 = (float(v) for v in box)
-                ax.add_patch(
-                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, ls=style, lw=2.5)
-                )
+            _box(ax, truth, "black", "-")
+            _box(ax, boxes[row][column], HIT if hit else MISS, "--")
             above = f"{f'+ {length:g} v in every class' if length else 'weights as trained'}\n" * (row == 0)
             ax.set_title(f"{above}{method}: IoU {share:.2f}, {'hit' if hit else 'miss'}")
     for ax in (axes[0, 0], *axes[:, 1:].flat):
@@ -528,12 +654,12 @@ def hero(
 def pmi_scatter(exact: Any, estimated: Any) -> Figure:
     """Estimated against exact PMI of single images, with the identity line and the correlation."""
     x, y = (np.asarray(values, dtype=float).ravel() for values in (exact, estimated))
-    fig, ax = plt.subplots(figsize=(5, 4))
+    fig, ax = plt.subplots(figsize=(6.5, 5))
     ax.scatter(x, y, s=8, alpha=0.3, color=PALETTE[0], linewidth=0, rasterized=True)
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(ends, ends, color="grey", ls=":")
     ax.set(
-        title=f"correlation {np.corrcoef(x, y)[0, 1]:.2f}",
+        title=f"The PMI of single images: correlation {np.corrcoef(x, y)[0, 1]:.2f}",
         xlabel="exact PMI, nats",
         ylabel="estimated PMI, nats",
     )

@@ -329,15 +329,7 @@ def localization_table(rows: pd.DataFrame) -> str:
 
 def defects_table(rows: pd.DataFrame) -> str:
     """Top-1 Loc as the official code would have printed it, by each of its defects alone and by all."""
-    names = {
-        "none": "correct",
-        "unclamped_iou": "IoU not clamped",
-        "running_average": "running averages",
-        "resize_minus_one": "boxes one pixel off",
-        "boxes_as_xywh": "boxes read as x y w h",
-        "all": "all together",
-        "inclusive_boxes": "the field's convention",
-    }
+    names = results.DEFECTS
     found = select(rows, notebook="04", metric="top1_loc", official=list(names))
     if found.empty:
         return ""

@@ -314,6 +314,26 @@ def table(judged: Iterable[Judged]) -> pd.DataFrame:
     return pd.DataFrame([[*_cells(r), r.claim.remark.strip()] for r in judged], columns=[*HEADER, "Remark"])
 
 
+def beside(committed: Iterable[Judged], fresh: Iterable[Judged], name: str) -> pd.DataFrame:
+    """What the run of that `name` says on each claim: in this run, and in the committed results."""
+    import pandas as pd
+
+    def said(judged: Iterable[Judged]) -> dict[tuple[str, str], str]:
+        return {
+            (
+                row.claim.statement,
+                f"{finding.setting}{f', {finding.head} head' * bool(finding.head)}",
+            ): number(lead)
+            for row in judged
+            for finding in row.findings
+            if (lead := finding.direction or finding.value) and lead.get("run") == name
+        }
+
+    then, now = said(committed), said(fresh)
+    lines = [[claim, how, text, then.get((claim, how), "–")] for (claim, how), text in now.items()]
+    return pd.DataFrame(lines, columns=[HEADER[0], "Setting", "This run", "Committed"])
+
+
 def details(judged: Iterable[Judged], rows: pd.DataFrame) -> str:
     """Every finding of every claim and the tables of all runs, as ``results/SCORECARD.md`` shows them."""
     parts = [

@@ -16,70 +16,7 @@ from jinja2 import DictLoader, Environment
 
 from infocam_utils.data.store import atomic_write
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>infocam run {{ run.name }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
-  overflow-wrap: anywhere }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
-td, th { padding: .3rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ccc;
-  overflow-wrap: break-word }
-figure { display: inline-block; width: 35rem; max-width: 100%; margin: .5rem 1rem .5rem 0;
-  vertical-align: top }
-img { width: 100%; height: auto }
-figcaption { font-size: .85rem }
-.failed, .interrupted, .running, .waiting { font-weight: bold }
-@media (max-width: 50rem) {
-  thead { display: none }
-  table, tbody, tr, td { display: block; width: auto }
-  tr { border-bottom: 2px solid #999; padding: .5rem 0 }
-  td { border: 0; padding: .1rem 0 }
-  td[data-title]::before { content: attr(data-title) ": "; font-weight: bold }
-  figure { margin-right: 0 }
-}
-</style>
-</head>
-<body>
-<h1>infocam run {{ run.name }}</h1>
-<p>Profile {{ run.notebooks.values() | map(attribute="profile") | select | unique | join(", ") }};
-{{ run.started }} to {{ run.finished }};
-{{ [run.provenance.platform, run.provenance.cpu, run.provenance.gpu] | select | join(", ") }}.
-<a href="manifest.json">manifest.json</a> holds versions, hardware, data and parameters.</p>
-{% if run.command %}<p><code>{{ run.command }}</code></p>{% endif %}
-<h2>Notebooks</h2>
-<table><thead><tr><th>Notebook</th><th>Status</th><th>Time</th><th>Files</th></tr></thead><tbody>
-{% for name, note in run.notebooks.items() %}<tr><td>{{ name }}</td>
-<td class="{{ note.status }}">{{ note.status }}</td>
-<td>{% if note.seconds is number %}{{ "%.0f" | format(note.seconds) }} s{% endif %}</td>
-<td>{% for file in note.files if "figures/" not in file %}<a href="{{ file }}">{{ file }}</a> {% endfor %}
-{{- note.error }}
-{%- if note.status != "done" %} What it made before, if anything, is in previous/.{% endif %}</td></tr>
-{% endfor %}</tbody></table>
-<h2>This run against the committed results</h2>
-{% for text, differences in agreement %}<p>{{ text }}</p>
-{% if differences %}<ul>{% for text in differences %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
-{% else %}<p>There are no committed results of the name {{ run.name }} to compare with.</p>
-{% endfor %}
-{% if scorecard is string %}<p>The claims cannot be judged: {{ scorecard }}</p>
-{% elif scorecard %}<h2>Scorecard</h2>
-<table><thead><tr>{% for title in scorecard[0] %}<th>{{ title }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in scorecard %}<tr>
-{% for title, cell in row.items() %}<td data-title="{{ title }}">{{ cell | rich | safe }}</td>
-{% endfor %}</tr>
-{% endfor %}</tbody></table>{% endif %}
-{% for number, group in figures | groupby("number") %}<h2>Figures of {{ number }}</h2>
-{% for figure in group %}<figure>
-<a href="{{ figure.source }}"><img src="{{ figure.source }}" alt="{{ figure.alt }}"></a>
-<figcaption>{{ figure.alt }}</figcaption></figure>
-{% endfor %}{% endfor %}
-</body>
-</html>
-"""
-
+PAGE = Path(__file__).with_suffix(".html")
 
 # nbconvert's own template with a figure's alternative text, which it leaves out.
 _ALT = """{% extends "lab/index.html.j2" %}
@@ -90,24 +27,54 @@ _ALT = """{% extends "lab/index.html.j2" %}
 
 
 def export_html(notebook: Path, target: Path) -> Path:
-    """The notebook as one HTML file that reads offline; online, its equations are typeset too.
+    """The notebook as one HTML file that needs no network: equations as MathML, no script from elsewhere.
 
-    Figures keep the alternative text that their output's metadata has, or that is in their PNG.
+    Figures keep the alternative text that their output's metadata has, or that is in their PNG. A widget
+    goes: without a kernel it moves nothing.
     """
     from nbconvert import HTMLExporter
 
     content = nbformat.read(notebook, as_version=4)
-    content.metadata.pop("widgets", None)  # a slider without a kernel moves nothing
+    content.metadata.pop("widgets", None)
     content.metadata["title"] = notebook.stem
-    for output in (o for cell in content.cells for o in cell.get("outputs", [])):
-        picture = output.get("data", {}).get("image/png")
-        alt = figure_caption(io.BytesIO(base64.b64decode(picture))) if picture else ""
-        if alt:
-            output.setdefault("metadata", {}).setdefault("image/png", {}).setdefault("alt", alt)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _typeset(cell.source)
+        cell["outputs"] = [output for output in cell.get("outputs", []) if not _is_widget(output)]
+        for output in cell["outputs"]:
+            picture = output.get("data", {}).get("image/png")
+            alt = figure_caption(io.BytesIO(base64.b64decode(picture))) if picture else ""
+            if alt:
+                output.setdefault("metadata", {}).setdefault("image/png", {}).setdefault("alt", alt)
+        if cell.cell_type != "code":
+            del cell["outputs"]
     exporter = HTMLExporter(extra_loaders=[DictLoader({"alt.html.j2": _ALT})], template_file="alt.html.j2")
     body, _ = exporter.from_notebook_node(content)
-    body = re.sub(r'<script src="https://[^"]*require[^"]*"></script>', "", body)
-    return atomic_write(target, re.sub(r'<script src="(https://[^"]*)"', r'<script async src="\1"', body))
+    return atomic_write(target, re.sub(r'<script[^>]* src="https://[^"]*"[^>]*>\s*</script>', "", body))
+
+
+def _is_widget(output: Mapping[str, Any]) -> bool:
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def _typeset(markdown: str) -> str:
+    r"""The equations of a Markdown cell as MathML, which browsers show without a script; code is left alone.
+
+    >>> _typeset("`$x$` is $x$")
+    '`$x$` is <math xmlns="http://www.w3.org/1998/Math/MathML" ...><mrow><mi>x</mi></mrow></math>'
+    """
+    from latex2mathml.converter import convert
+
+    def equation(found: re.Match[str]) -> str:
+        code, block, line = found.groups()
+        if code:
+            return code
+        text = convert(" ".join((block or line).split()), display="block" if block else "inline")
+        return text.replace("*", "&#42;").replace("_", "&#95;").replace("|", "&#124;")  # none is Markdown's
+
+    return re.sub(
+        r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)?)\$", equation, markdown, flags=re.S
+    )
 
 
 def figure_caption(picture: Path | io.BytesIO) -> str:
@@ -121,60 +88,103 @@ def figure_caption(picture: Path | io.BytesIO) -> str:
         return ""
 
 
-def _rich(text: object) -> str:
-    """A cell of the scorecard: its line breaks, bold words and code, and nothing else as HTML."""
+def _rich(text: object, title: str = "") -> str:
+    """A cell of a table: its line breaks, bold words and code, a verdict as a chip, nothing else as HTML."""
     safe = re.sub(r"&lt;br ?/?&gt;|\n|\\n", "<br>", html.escape(str(text)))
     safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
+    safe = re.sub(r"`(.+?)`", r"<code>\1</code>", safe)
+    if title != "Verdict":
+        return safe
+    kind = re.sub(r"[^a-z ]", "", safe).strip().replace(" ", "-")
+    return f'<span class="chip {kind}">{safe}</span>'
 
 
-def agreement(output: Path, committed: Path) -> list[tuple[str, list[str]]]:
-    """Of each result that is in both folders, one sentence and the differences beyond tolerance."""
-    from infocam_utils.reproduce.results import compare, read
+def agreement(output: Path, committed: Path) -> tuple[list[tuple[str, list[str]]], int]:
+    """Of each result in both folders a sentence and the differences beyond tolerance; how many numbers."""
+    from infocam_utils.reproduce.results import comparable, compare, read
 
     lines: list[tuple[str, list[str]]] = []
+    total = 0
     for path in sorted((output / "results").glob("[0-9][0-9].json")):
         if (committed / path.name).exists():
             try:
-                found = compare(read(committed / path.name), read(path))
+                then = read(committed / path.name)
+                total += len(comparable(then))
+                found = compare(then, read(path))
                 text = "differs from the committed numbers in" if found else "every number within tolerance"
             except ValueError as error:
                 text, found = "cannot be compared", [str(error)]
             lines.append((f"{path.stem}: {text}", found))
-    return lines
+    return lines, total
 
 
-def _scorecard(output: Path, name: str, repository: Path) -> list[dict[Any, Any]] | str:
-    """The rows of the scorecard's table, or why there are none."""
+def _claims(
+    output: Path, name: str, repository: Path
+) -> tuple[list[dict[Any, Any]] | str, list[dict[Any, Any]]]:
+    """The scorecard's rows, or why there are none, and those of this run beside the committed."""
     if not (repository / "claims.yml").exists():
-        return []
+        return [], []
     from infocam_utils.reproduce import claims
 
     try:
-        table = claims.table(claims.scorecard(repository, output, name))
+        judged = claims.scorecard(repository, output, name)
+        beside = claims.beside(claims.scorecard(repository), judged, name)
+        return claims.table(judged).to_dict("records"), beside.to_dict("records")
     except ValueError as error:
-        return str(error)
-    return table.to_dict("records")
+        return str(error), []
+
+
+def _groups(output: Path) -> list[dict[str, Any]]:
+    """By notebook: its question, its answer from this run's rows, its figures and pages to play with."""
+    from infocam_utils.reproduce import answers
+    from infocam_utils.reproduce.results import read_all, select
+
+    try:
+        rows = read_all(output / "results")
+    except ValueError:  # told where they are compared
+        rows = None
+    files = sorted(p for p in (output / "figures").glob("*.*") if p.suffix in (".png", ".html"))
+    titles = {name[:2]: question for name, question in answers.NOTEBOOKS.items()}
+    groups = []
+    for number in sorted({file.name[:2] for file in files}):
+        own = [file for file in files if file.name[:2] == number]
+        answer = ""
+        if number in titles and rows is not None and len(rows):
+            answer = answers.answer(number, select(rows, notebook=number))
+        groups.append(
+            {
+                "number": number,
+                "title": f"{number} · {titles[number]}" if number in titles else f"Figures of {number}",
+                "answer": answer,
+                "figures": [
+                    {"source": f"figures/{p.name}", "alt": figure_caption(p) or p.stem}
+                    for p in own
+                    if p.suffix == ".png"
+                ],
+                "pages": [f"figures/{p.name}" for p in own if p.suffix == ".html"],
+            }
+        )
+    return groups
 
 
 def write_index(output: Path, manifest: Mapping[str, Any], results: Path) -> Path:
-    """``index.html``: what was run, whether it agrees, the scorecard, the figures.
+    """``index.html``: what was run, whether it agrees, the scorecard, and by notebook answer and figures.
 
     `results` is the folder of committed results; those of the run's name are compared with this run's, and
     in the scorecard this run's take their place.
     """
-    pictures = sorted((output / "figures").glob("*.png"))
-    alts = [figure_caption(picture) or picture.stem for picture in pictures]
     environment = Environment(autoescape=True)
     environment.filters["rich"] = _rich
-    text = environment.from_string(_PAGE).render(
+    found, total = agreement(output, results / manifest["name"])
+    scorecard, beside = _claims(output, manifest["name"], results.parent)
+    text = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
         run=manifest,
-        agreement=agreement(output, results / manifest["name"]),
-        scorecard=_scorecard(output, manifest["name"], results.parent),
-        figures=[
-            {"source": f"figures/{picture.name}", "alt": alt, "number": picture.name[:2]}
-            for picture, alt in zip(pictures, alts, strict=True)
-        ],
+        agreement=found,
+        total=total,
+        differ=sum(len(differences) for _, differences in found),
+        scorecard=scorecard,
+        beside=beside,
+        groups=_groups(output),
     )
     return atomic_write(output / "index.html", text + "\n")
 
@@ -200,12 +210,15 @@ def clean_notebook(executed: Path, source: Path) -> str:
             continue
         count += bool(cell.source.strip())
         cell["execution_count"] = count if cell.source.strip() else None
+        page = "explorer" in cell.metadata.get(
+            "tags", []
+        )  # large, and another file: results/*/04_explorer.html
+        cell["outputs"] = [output for output in cell.outputs if not (page or _is_widget(output))]
         for output in cell.outputs:
             if output.output_type == "error":
                 raise ValueError(f"{executed.name}: cell [{count}] ends in {output.ename}; not committed")
             if "execution_count" in output:
                 output["execution_count"] = count
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         shown = json.dumps([o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs])
         for path in {str(Path.home()), str(executed.parents[1]), str(source.parents[1])} - {"/"}:
             if path in shown:

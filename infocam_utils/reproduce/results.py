@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -359,6 +360,16 @@ def read_all(folder: str | Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def comparable(one: Results) -> dict[str, dict[Any, Any]]:
+    """The numbers that `compare` compares, each as a row over its seeds, by what it is of."""
+    table = over_seeds(one.rows).reindex(columns=[*PROPERTIES, *_THAN, *MEASURE, "seeds", "spread"])
+    sampled = table["interval"].fillna("none").isin(("none", "draws of held-out images"))
+    single = (table["frozen"] == False) & (table["unit"] == "%") & (table["seeds"] < 2) & sampled  # noqa: E712
+    table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES) & ~single]
+    told = [_told(row) for row in table[[*PROPERTIES, *_THAN]].to_dict("records")]
+    return dict(zip(told, table.to_dict("records"), strict=True))
+
+
 def compare(committed: Results, fresh: Results) -> list[str]:
     """Differences that matter, as sentences; two runs of the same thing on two machines should have none.
 
@@ -379,15 +390,7 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     for name in sorted({*committed.parameters, *fresh.parameters}):
         about[f"parameter {name}"] = (committed.parameters.get(name), fresh.parameters.get(name))
     found = [f"{k}: committed {then!r}, now {now!r}" for k, (then, now) in about.items() if then != now]
-    sides = []
-    for one in (committed, fresh):
-        table = over_seeds(one.rows).reindex(columns=[*PROPERTIES, *_THAN, *MEASURE, "seeds", "spread"])
-        sampled = table["interval"].fillna("none").isin(("none", "draws of held-out images"))
-        single = (table["frozen"] == False) & (table["unit"] == "%") & (table["seeds"] < 2) & sampled  # noqa: E712
-        table = table[(table["unit"] != "s") & ~table["metric"].isin(CHOICES) & ~single]
-        told = [_told(row) for row in table[[*PROPERTIES, *_THAN]].to_dict("records")]
-        sides.append(dict(zip(told, table.to_dict("records"), strict=True)))
-    old, new = sides
+    old, new = comparable(committed), comparable(fresh)
     found += [f"{name}: not among the fresh results" for name in old.keys() - new.keys()]
     found += [f"{name}: not among the committed results" for name in new.keys() - old.keys()]
     for name in old.keys() & new.keys():
@@ -458,6 +461,57 @@ WEIGHTS = {  # what is left of a file's name behind the network's
     "inat_birds": "iNaturalist birds",
 }
 HEADS = {"own_zero_sum": "own (zero sum)"}
+
+
+DEFECTS = {  # of the official code, and one convention of the field
+    "none": "correct",
+    "unclamped_iou": "IoU not clamped",
+    "running_average": "running averages",
+    "resize_minus_one": "boxes one pixel off",
+    "boxes_as_xywh": "boxes read as x y w h",
+    "all": "all together",
+    "inclusive_boxes": "the field's convention",
+}
+WORDS = {
+    **METHODS,
+    **AGAINST,
+    **HEADS,
+    **{k: v for k, v in DEFECTS.items() if "_" in k},
+    "gt_known": "GT-known Loc",
+    "top1_loc": "Top-1 Loc",
+    "gt_known_all": "GT-known Loc, all",
+    "top1_loc_all": "Top-1 Loc, all",
+    "oracle_gt_known": "GT-known Loc, oracle",
+    "max_box_acc_v2": "V2, oracle",
+    "per_class_accuracy": "per-class accuracy",
+    "negative_log_likelihood": "negative log-likelihood",
+    "pmi_correlation": "correlation of the PMI",
+    "common_share": "share of the common vector",
+    "label_entropy": "H(Y)",
+    "log_k_minus_entropy": "log K − H(Y)",
+    "test_training_shares": "test images in the training shares",
+    "test_all": "all test images",
+}
+
+
+def worded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for people: what the code calls `per_class_accuracy` is written in words, wherever it stands.
+
+    >>> import pandas as pd
+    >>> worded(pd.DataFrame({"gt_known": [1.0], "of": ["own_zero_sum"]}))
+       GT-known Loc              of
+    0           1.0  own (zero sum)
+    """
+
+    def word(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return re.sub(r"\b[a-z\d]+(_[a-z\d]+)+\b", lambda m: WORDS.get(m[0], m[0].replace("_", " ")), value)
+
+    renamed = table.map(word).rename(index=word, columns=word)
+    renamed.index.names = [word(name) for name in renamed.index.names]
+    renamed.columns.names = [word(name) for name in renamed.columns.names]
+    return renamed
 
 
 def method_words(row: Row, than: str = "") -> str:
