@@ -375,8 +375,8 @@ def compare(committed: Results, fresh: Results) -> list[str]:
 
     A mean over S seeds may differ by 3 √2 standard errors: each row's own, over its n test images or pairs,
     or the spread of the seeds, whichever is larger, divided by √S. So the bound follows from how much was
-    measured; a number without sampling error must agree to 1e-9. A paired difference whose interval excluded
-    0 must moreover keep its sign, and rows that only one side has count.
+    measured; a number without sampling error must agree to 1e-9. A paired difference
+    must moreover not be sure of one sign here and of the other there, and rows that only one side has count.
 
     Left out are seconds, `CHOICES`, and percentages of one network that was trained from its first layer on:
     another machine rounds otherwise, trains another network, and one says nothing of how much they differ.
@@ -394,13 +394,13 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     found += [f"{name}: not among the fresh results" for name in old.keys() - new.keys()]
     found += [f"{name}: not among the committed results" for name in new.keys() - old.keys()]
     for name in old.keys() & new.keys():
-        then, now, allowed = old[name], new[name]["value"], _tolerance(old[name])
-        decided = then["unit"] == "points" and not pd.isna(then["low"]) and then["low"] * then["high"] > 0
-        if not abs(then["value"] - now) <= allowed:
+        then, now, allowed = old[name], new[name], _tolerance(old[name])
+        sure = [then["unit"] == "points" and row["low"] * row["high"] > 0 for row in (then, now)]
+        if not abs(then["value"] - now["value"]) <= allowed:
             apart = f"more than {allowed:.2g} apart"
-            found.append(f"{name}: committed {then['value']:.6g}, now {now:.6g}, {apart}")
-        elif decided and not then["value"] * now > 0:
-            found.append(f"{name}: was {number(then)}, which excluded 0, and is now {now:.3g}")
+            found.append(f"{name}: committed {then['value']:.6g}, now {now['value']:.6g}, {apart}")
+        elif all(sure) and not then["value"] * now["value"] > 0:
+            found.append(f"{name}: was {number(then)} and is {number(now)}, sure of the other sign")
     return sorted(found)
 
 

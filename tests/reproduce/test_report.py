@@ -63,35 +63,40 @@ def test_the_index_says_first_what_was_run_then_whether_it_agrees(tmp_path):
     for name, alt in {"03_b": 'recall "x" < y', "01_a": "a curve", "01_none": None}.items():
         (out / "figures" / f"{name}.png").write_bytes(picture(alt))
     (out / "figures" / "05_damaged.png").write_bytes(b"none")
+    (out / "figures" / "04_explorer.html").write_text("<p>sliders</p>")
     page = report.write_index(out, MANIFEST, folder).read_text()
 
     places = [
         page.index(text)
         for text in (
+            '<span class="chip failed">1 of\n3 notebooks done</span>',
+            '<span class="chip differs">1 of 2 numbers\nwithin tolerance',
             "Profile quick;\n2030-01-01T10:00:00Z to 2030-01-01T10:05:00Z;",
             "Linux x86_64, A &lt;fast&gt; one.",
             "infocam run -p &#39;dataset=&lt;b&gt;&#39;",
-            '<td class="done">done</td>',
-            "12 s",
-            '<a href="html/01_good.html">html/01_good.html</a> <a href="results/01.csv">',
-            '<td class="failed">failed</td>',
-            "ValueError: &lt;script&gt; What it made before, if anything, is in previous/.",
-            '<td class="running">running</td>',
-            "01: every number within tolerance",
             "03: differs from the committed numbers in",
             "committed 75, now 70",
-            "Figures of 01",
+            '<span class="chip done">done</span>',
+            "12 s",
+            '<a href="html/01_good.html">html/01_good.html</a>\n<a href="results/01.csv">',
+            '<span class="chip failed">failed</span>',
+            "ValueError: &lt;script&gt; What it made before, if anything, is in previous/.",
+            '<span class="chip running">running</span>',
+            '<h2 id="of-01">01 · Why is a classifier an estimator',
             'alt="a curve"',
             "<figcaption>a curve</figcaption>",
             'alt="01_none"',
-            "Figures of 03",
+            '<h2 id="of-03">03 · Does PC-softmax',
             'alt="recall &#34;x&#34; &lt; y"',
+            '<h2 id="of-04">04 · ',
+            '<iframe src="figures/04_explorer.html"',
+            '<h2 id="of-05">Figures of 05',
             'alt="05_damaged"',
         )
     ]
     assert places == sorted(places)
+    assert "01: " not in page  # it agrees, which the first line counts
     assert "04: " not in page
-    assert page.count("Figures of") == 3
     assert "<script" not in page
 
 
@@ -114,7 +119,7 @@ def test_committed_results_that_cannot_be_read_are_a_line_of_the_index(tmp_path)
 def test_the_index_reads_on_a_phone_and_shows_figures_large(tmp_path):
     page = report.write_index(tmp_path, MANIFEST, tmp_path).read_text()
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
-    width = re.search(r"figure \{[^}]*width: (\d+)rem; max-width: 100%", page)
+    width = re.search(r"minmax\(min\((\d+)rem, 100%\), 1fr\)", page)
     assert int(width[1]) * 16 >= 560
     assert re.search(r"@media \(max-width: \d+rem\) \{\s+thead \{ display: none \}\s+table, [^}]*block", page)
 
@@ -123,12 +128,15 @@ def test_the_scorecard_of_the_index_has_line_breaks_and_no_markup_from_its_text(
     (tmp_path / "claims.yml").write_text("claims: []")
     asked = []
     monkeypatch.setattr(claims, "scorecard", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(claims, "beside", lambda *_: pd.DataFrame([{"This run": "1"}]))
     text = "1 < 2<br>two\nthree\\nfour `x<y` **bold**"
     monkeypatch.setattr(
-        claims, "table", lambda judged: pd.DataFrame([["It works", text]], columns=["A", "B"])
+        claims, "table", lambda judged: pd.DataFrame([[text, "🟡 mixed"]], columns=["B", "Verdict"])
     )
     page = report.write_index(tmp_path / "out", MANIFEST, tmp_path / "results").read_text()
-    assert asked == [(tmp_path, tmp_path / "out", "quick")]
+    assert asked == [(tmp_path, tmp_path / "out", "quick"), (tmp_path,)]
+    assert '<td data-title="Verdict"><span class="chip mixed">🟡 mixed</span></td>' in page
+    assert '<td data-title="This run">1</td>' in page
     cell = "1 &lt; 2<br>two<br>three<br>four <code>x&lt;y</code> <strong>bold</strong>"
     assert f'<td data-title="B">{cell}</td>' in page
     assert "\\n" not in page
@@ -152,9 +160,28 @@ def test_exported_figures_keep_their_alternative_text(tmp_path):
     assert alts == ["map of &lt;birds&gt;", "given"]
 
 
+def test_an_exported_notebook_needs_no_network_and_has_no_dead_widget(tmp_path):
+    widget = {
+        "text/plain": "interactive(children=(",
+        "application/vnd.jupyter.widget-view+json": {"model_id": "x"},
+    }
+    cells = [
+        new_markdown_cell("Then $$\\sum_y \\pi_y\\, s_y = 1$$ and $a_1 * b_1 * c$, but not `$HOME`."),
+        new_code_cell("1", outputs=[new_output("display_data", widget)]),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "01_x.ipynb")
+    page = report.export_html(tmp_path / "01_x.ipynb", tmp_path / "01_x.html").read_text()
+    assert page.count("<math") == 2
+    assert 'display="block"' in page
+    assert "<em>" not in page  # the stars are the equation's
+    assert "$HOME" in page
+    assert "interactive(" not in page
+    assert not re.findall(r"""<(?:script|link|img|iframe)[^>]* (?:src|href)=["']?(?:https?:)?//""", page)
+
+
 def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(tmp_path):
     cells = [new_markdown_cell("# Title"), new_code_cell("seeds = [0, 1]"), new_code_cell("print(1)")]
-    cells[1].metadata["tags"] = ["parameters"]
+    cells[1].metadata["tags"] = ["parameters", "explorer"]
     source = tmp_path / "repo" / "notebooks" / "01_good.ipynb"
     source.parent.mkdir(parents=True)
     nbformat.write(new_notebook(cells=cells), source)
@@ -170,7 +197,8 @@ def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(tmp_pa
         "text/plain": "interactive()",
         "application/vnd.jupyter.widget-view+json": {"model_id": "random"},
     }
-    executed.cells[-1].outputs = [new_output("execute_result", widget, execution_count=9)]
+    executed.cells[-1].outputs = [new_output("stream", text="1"), new_output("display_data", widget)]
+    executed.cells[1].outputs = [new_output("display_data", {"text/html": "large page"})]
     path = tmp_path / "out" / "notebooks" / "01_good.ipynb"
     path.parent.mkdir(parents=True)
     nbformat.write(executed, path)
@@ -182,8 +210,9 @@ def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(tmp_pa
     nbformat.validate(cleaned)
     assert [c.source for c in cleaned.cells] == [c.source for c in nbformat.read(source, as_version=4).cells]
     assert [c.execution_count for c in cleaned.cells if c.cell_type == "code"] == [1, 2]
-    assert cleaned.cells[-1].outputs[0].execution_count == 2
-    assert cleaned.cells[1].metadata.tags == ["parameters"]
+    assert [o.output_type for o in cleaned.cells[-1].outputs] == ["stream"]  # the widget is gone
+    assert "large page" not in text
+    assert cleaned.cells[1].metadata.tags == ["parameters", "explorer"]
 
     executed.cells[-1].outputs = [new_output("stream", text=f"in {tmp_path / 'out'}/x")]
     nbformat.write(executed, path)

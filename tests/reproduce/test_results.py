@@ -252,17 +252,17 @@ def test_exact_numbers_must_agree_to_rounding(tmp_path):
     assert len(differences(rows, moved(1e-6, rows, method="exact"), tmp_path / "b")) == 1
 
 
-@pytest.mark.parametrize(("now", "lost"), [(-0.5, True), (0.01, False), (4.4, False)])
-def test_a_lost_effect_counts_although_it_is_near(tmp_path, now, lost):
+@pytest.mark.parametrize(("now", "half", "lost"), [(-0.5, 0.3, True), (-0.5, 2, False), (4.4, 2, False)])
+def test_an_effect_of_the_other_sign_counts_although_it_is_near(tmp_path, now, half, lost):
     rows = ROWS.copy()  # 2.5 [0.5, 4.5] points; the tolerance alone would be 4.9
     rows.loc[results.select(rows, than_method="cam").index, ["value", "low", "high"]] = [
         now,
-        now - 2,
-        now + 2,
+        now - half,
+        now + half,
     ]
     found = differences(ROWS, rows, tmp_path)
     assert len(found) == lost
-    assert not lost or "excluded 0" in found[0]
+    assert not lost or "sure of the other sign" in found[0]
 
 
 def test_a_difference_that_was_exactly_zero_may_move_by_three_images(tmp_path):
