@@ -53,7 +53,7 @@ def use_style() -> None:
 def save(fig: Figure, name: str, alt: str, output_dir: str | Path | None = None) -> None:
     """Write ``<out>/figures/<name>.png``, with `alt` as its PNG description, and show it in a notebook.
 
-    What is shown is the file, at half its resolution, with `alt` in the output's metadata for exports.
+    What is shown is the file, at half its resolution and no wider than a page; its metadata hold `alt` too.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def save(fig: Figure, name: str, alt: str, output_dir: str | Path | None = None)
         path.write_bytes(picture.getvalue())
     if get_ipython() is not None:
         wide = int.from_bytes(picture.getvalue()[16:20], "big")  # of the PNG's header
-        display(Image(picture.getvalue(), width=wide // 2, alt=alt))
+        display(Image(picture.getvalue(), width=min(wide // 2, 960), alt=alt))
 
 
 def _interval(ax: Axes, row: Mapping[Any, Any], at: float, horizontal: bool = True, **style: Any) -> None:

@@ -30,7 +30,7 @@ import yaml
 
 from infocam_utils.data.store import atomic_write, checkout
 from infocam_utils.reproduce import answers, results
-from infocam_utils.reproduce.results import difference_words, number, select, setting_words
+from infocam_utils.reproduce.results import HEADS, difference_words, number, select, setting_words
 
 if TYPE_CHECKING:  # pandas takes a second to import; `infocam --help` does not need it
     import pandas as pd
@@ -320,10 +320,7 @@ def beside(committed: Iterable[Judged], fresh: Iterable[Judged], name: str) -> p
 
     def said(judged: Iterable[Judged]) -> dict[tuple[str, str], str]:
         return {
-            (
-                row.claim.statement,
-                f"{finding.setting}{f', {finding.head} head' * bool(finding.head)}",
-            ): number(lead)
+            (row.claim.statement, finding.setting): number(lead)
             for row in judged
             for finding in row.findings
             if (lead := finding.direction or finding.value) and lead.get("run") == name
@@ -351,7 +348,7 @@ def details(judged: Iterable[Judged], rows: pd.DataFrame) -> str:
         ]
         heads = sorted({f.head for f in row.findings if f.head})
         if len(heads) > 1:
-            counts = (f"{h} {'/'.join(map(str, row.count(h).values()))}" for h in heads)
+            counts = (f"{HEADS.get(h, h)} {'/'.join(map(str, row.count(h).values()))}" for h in heads)
             parts.append(f"By head, above/undecided/below: {', '.join(counts)}.")
         lines = []
         for f in row.findings:

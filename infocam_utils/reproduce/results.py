@@ -381,7 +381,6 @@ def compare(committed: Results, fresh: Results) -> list[str]:
     Left out are seconds, `CHOICES`, and percentages of one network that was trained from its first layer on:
     another machine rounds otherwise, trains another network, and one says nothing of how much they differ.
     """
-    import pandas as pd
 
     about: dict[str, tuple[Any, Any]] = {
         "notebook": (committed.notebook, fresh.notebook),

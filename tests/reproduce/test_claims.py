@@ -329,3 +329,14 @@ def test_what_the_released_code_would_print_stands_in_one_line_a_run():
     assert "| correct | IoU not clamped |" in lines[2]
     assert "boxes read as" not in lines[2], "Tiny-ImageNet's alone"
     assert answers.defects_table(rows.assign(official=None)) == ""
+
+
+def test_a_run_stands_beside_the_committed_one_and_no_other_run_does():
+    then = judge([claim()], pd.concat([settings(UP, run="quick"), settings(DOWN, run="paper")]))
+    now = judge([claim()], settings((2.0, 4.0), run="quick"))
+    table = claims.beside(then, now, "quick")
+    assert table.to_numpy().tolist() == [
+        ["It works", "cub200", "3.0 [2.0, 4.0] points", "2.0 [1.0, 3.0] points"]
+    ]
+    assert claims.beside([], now, "quick")["Committed"].tolist() == ["–"]
+    assert claims.beside(then, now, "other").empty
