@@ -13,9 +13,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import resolve_name
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; reading a ledger does not ne
     from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parents[1]
+_USED: ContextVar[list[Path] | None] = ContextVar("entries that are recorded", default=None)
 
 
 def checkout() -> Path | None:
@@ -116,14 +119,41 @@ class Store:
             With errno ENOSPC and the folder when the disk is full. Like any error of `make` it leaves
             nothing behind; what a killed process left is removed when the next entry is made.
         """
-        text = json.dumps(key, sort_keys=True, allow_nan=False)
-        entry = self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        entry = self.folder / _name(kind, key)
         with _naming_a_full_disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{entry}.lock"):
                 if not _is_good(entry, key):
                     self._build(entry, key, make)
+                if (used := _USED.get()) is not None and entry not in used:
+                    used.append(entry)
                 return {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.glob("*.npy"))}
+
+    def has(self, kind: str, key: Mapping[str, object]) -> bool:
+        """Whether `get` would find the entry and make nothing."""
+        return _is_good(self.folder / _name(kind, key), key)
+
+    def bring(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Put in an entry that another store made: its files by name, `entry.json` among them.
+
+        Raises
+        ------
+        ValueError
+            When the name is not that of the key, a file's sha256 is another than the entry says, or a file is
+            none that an entry has. Then nothing is changed.
+        """
+        odd = [file for file in files if not re.fullmatch(r"\w[\w.-]*\.npy|entry\.json", file)]
+        if odd or "entry.json" not in files:
+            raise ValueError(f"{name} has files that no entry has ({odd}), or none that describes it")
+        key = json.loads(files["entry.json"])["key"]
+        if name != _name(name.rpartition("-")[0], key) or not re.fullmatch(r"\w+-[0-9a-f]{24}", name):
+            raise ValueError(f"{name} is not the name of its key")
+        entry = self.folder / name
+        with _naming_a_full_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{entry}.lock"):
+                if not _is_good(entry, key):
+                    self._build(entry, key, lambda draft: draft.fill(name, files))
 
     def _build(self, entry: Path, key: Mapping[str, object], make: Callable) -> None:
         draft = Draft(entry.with_name(f"{entry.name}.draft"))
@@ -167,12 +197,35 @@ class Draft:
                         raise
         return array
 
+    def fill(self, name: str, files: Mapping[str, bytes]) -> None:
+        """The arrays of an entry of that name from elsewhere, if they are what its description says."""
+        for file in set(files) - {"entry.json"}:
+            (self.folder / file).write_bytes(files[file])
+        if _description(self.folder, json.loads(files["entry.json"])["key"]).encode() != files["entry.json"]:
+            raise ValueError(f"{name} came damaged: its files are not those that it describes")
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Path]]:
+    """The entries of any store that are made or read while the body runs."""
+    used: list[Path] = []
+    token = _USED.set(used)
+    try:
+        yield used
+    finally:
+        _USED.reset(token)
+
 
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Tensors copied out of the store's read-only arrays, for a state dict for instance."""
     import torch
 
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def _name(kind: str, key: Mapping[str, object]) -> str:
+    text = json.dumps(key, sort_keys=True, allow_nan=False)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def _is_good(entry: Path, key: Mapping[str, object]) -> bool:

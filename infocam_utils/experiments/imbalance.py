@@ -129,21 +129,30 @@ def logits_of(task: ImbalancedTask, seeds: Sequence[int]) -> dict[tuple[str | No
 
 def _of_networks(task: ImbalancedTask, seed: int) -> dict[tuple[str | None, str], Tensor]:
     made: dict[tuple[str | None, str], Tensor] = {}
-    trained: tuple[tuple[str | None, Kind], ...] = ((None, "softmax"), (None, "pc"), (LOG_PRIOR, "softmax"))
-    for setting, loss in trained:
-        recipe = replace(task.recipe, loss=loss, log_prior_bias=setting == LOG_PRIOR)
+    for setting, recipe in networks_of(task.recipe):
         model = recipes.network(recipe, seed, task.data_dir)
-        made[setting, loss] = predict(model, task.test, geometry=recipe.geometry, precision=recipe.precision)
+        logits = predict(model, task.test, geometry=recipe.geometry, precision=recipe.precision)
+        made[setting, recipe.loss] = logits
     return made | {(LOG_PRIOR, "pc"): made[None, "pc"]}
+
+
+def features_of(task: ImbalancedTask, seed: int) -> tuple[Tensor, Tensor]:
+    """Features (N, C) of all training and all test images by the network as it comes, from the store."""
+    model, store = recipes.untrained(task.recipe, task.train.num_classes, seed), Store(task.data_dir)
+    how: dict[str, Any] = {"geometry": task.recipe.geometry, "precision": task.recipe.precision}
+    train, test = (pooled_features(model, images, **how, store=store) for images in (task.train, task.test))
+    return train, test
+
+
+def networks_of(recipe: Recipe) -> list[tuple[str | None, Recipe]]:
+    """The recipes of the networks that are compared, each with its setting."""
+    trained: list[tuple[str | None, Kind]] = [(None, "softmax"), (None, "pc"), (LOG_PRIOR, "softmax")]
+    return [(s, replace(recipe, loss=loss, log_prior_bias=s == LOG_PRIOR)) for s, loss in trained]
 
 
 def _of_heads(task: ImbalancedTask, seed: int) -> dict[tuple[str | None, str], Tensor]:
     recipe, rows, classes = task.recipe, task.train_rows(seed), task.train.num_classes
-    model, store = recipes.untrained(recipe, classes, seed), Store(task.data_dir)
-    features, unseen = (
-        pooled_features(model, images, geometry=recipe.geometry, precision=recipe.precision, store=store)
-        for images in (task.train, task.test)
-    )
+    features, unseen = features_of(task, seed)
     known = (features[rows], task.train.labels[rows], classes)
     decay = recipe.head_decay
     if decay is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -82,6 +82,11 @@ def recipe_fields() -> dict[str, Any]:
     help="For maintainers: put the results into results/NAME and, where all parameters are the defaults, "
     "the executed notebooks into their folder.",
 )
+@click.option(
+    "--workers", type=click.IntRange(1), help="Compute networks and maps first, on so many processes."
+)
+@click.option("--scheduler", metavar="ADDRESS", help="The same on the workers of a Dask cluster.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be computed, with sizes and times here.")
 def run(
     notebooks: tuple[str, ...],
     record: Path | None,
@@ -93,6 +98,9 @@ def run(
     folder: Path | None,
     fresh: bool,
     update: bool,
+    workers: int | None,
+    scheduler: str | None,
+    dry_run: bool,
 ) -> None:
     """Run NOTEBOOKS (all without any; "03" is enough of a name) and write everything to one folder.
 
@@ -122,6 +130,16 @@ def run(
     output = (output or root / "runs" / name).absolute()
     committed = (chosen[0].path.parents[1] if folder else root) / "results"
 
+    if workers or scheduler or dry_run:
+        if (workers and scheduler) or (fresh and not dry_run):
+            raise Refused("--workers and --scheduler exclude each other, and --fresh")
+        if not _computed(chosen, data_dir, workers, scheduler, dry_run):
+            raise click.ClickException(
+                "the notebooks were not run; the same command goes on with what failed"
+            )
+    if dry_run:
+        return
+
     def put_back(plan: Plan) -> None:
         for file in sorted((output / "results").glob(f"{plan.name[:2]}.*")):
             atomic_write(committed / name / file.name, file.read_bytes())
@@ -149,6 +167,37 @@ def run(
         click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
         sys.exit(130)
     sys.exit(0 if states.count("done") == len(chosen) else 1)
+
+
+def _computed(
+    chosen: Sequence[Plan],
+    data_dir: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    dry_run: bool,
+) -> bool:
+    """Have the tasks behind the notebooks computed, or listed; whether all that was tried is done."""
+    from infocam_utils.experiments import tasks as work
+    from infocam_utils.reproduce import cluster
+
+    with _one_line(refuse=ValueError):
+        tasks: list[work.Task] = []
+        for plan in chosen:
+            given = plan.in_force
+            tasks += work.tasks_of(plan.name, given | {"data_dir": given.get("data_dir") or data_dir})
+        left = cluster.missing(tasks, data_dir)
+        click.echo(f"{len(tasks)} tasks, {len(tasks) - len(left)} in the store already")
+        if dry_run:
+            spent = [(task, work.seconds(task, data_dir)) for task in left]
+            for task, one in spent:
+                click.echo(f"  {task}: about {one:.0f} s on this machine")
+            click.echo(f"about {sum(one for _, one in spent) / 3600:.1f} hours of one such machine")
+            return True
+        by: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "data_dir": data_dir}
+        failed = cluster.distribute(left, work.compute, work.check, **by, say=click.echo) if left else []
+    for text in failed:
+        click.echo(f"failed: {text}", err=True)
+    return not failed
 
 
 @cli.command("claims")

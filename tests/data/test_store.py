@@ -444,3 +444,27 @@ def test_progress_is_a_json_line_or_silence(tmp_path: Path, monkeypatch: pytest.
     lines = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
     done = {"text": "done", "done": None, "total": None}
     assert lines == [{"text": "epoch", "done": 1, "total": 2}, done]
+
+
+def test_an_entry_travels_whole_or_not_at_all(tmp_path):
+    there, here = Store(tmp_path / "there"), Store(tmp_path / "here")
+    with module.recording() as used:
+        there.get("ones", {"n": 2}, lambda draft: {"layer.0.weight": np.ones(2)})
+    (entry,) = used
+    files = {path.name: path.read_bytes() for path in entry.iterdir()}
+    assert not here.has("ones", {"n": 2})
+    for wrong, message in (
+        (files | {"layer.0.weight.npy": files["layer.0.weight.npy"][:-1] + b"x"}, "damaged"),
+        (files | {"../outside.npy": b""}, "files that no entry has"),
+        ({"layer.0.weight.npy": b""}, "none that describes it"),
+        ({"entry.json": files["entry.json"]}, "damaged"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            here.bring(entry.name, wrong)
+        assert not [path for path in here.folder.glob("*") if path.suffix != ".lock"]
+    with pytest.raises(ValueError, match="not the name of its key"):
+        here.bring("ones-" + 24 * "0", files)
+    here.bring(entry.name, files)
+    assert here.has("ones", {"n": 2})
+    assert here.get("ones", {"n": 2}, lambda draft: 1 / 0)["layer.0.weight"].tolist() == [1, 1]
+    assert not (tmp_path / "outside.npy").exists()

@@ -1,0 +1,208 @@
+"""Many machines, as processes that share nothing: a killed worker, and workers that cannot work."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from drawn_cub import write_cub_layout
+
+from infocam_utils.data.store import Store
+from infocam_utils.experiments import tasks as work
+from infocam_utils.reproduce import cluster
+
+SMALL = {"train_limit": 600, "passes": 1200, "few": 10, "batch_size": 20}
+
+
+def birds(seeds, data_dir, dataset="minibirds", **changes):
+    """One task a seed: a network trained on drawn birds with PC-softmax."""
+    given = {
+        "dataset": dataset,
+        "seeds": seeds,
+        "limit": 400,
+        "recipe": SMALL | changes,
+        "data_dir": str(data_dir),
+    }
+    return [task for task in work.tasks_of("03_x", given) if task.recipe["loss"] == "pc"]
+
+
+class Machines:
+    """A scheduler and workers, each a process with a folder of its own for data and store."""
+
+    def __init__(self, folder):
+        self.folder, self.file, self.workers = folder, folder / "scheduler.json", {}
+        self.scheduler = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"
+        )
+        for _ in range(200):
+            if self.file.exists():
+                break
+            time.sleep(0.1)
+
+    @property
+    def address(self):
+        import json
+
+        return json.loads(self.file.read_text())["address"]
+
+    def _start(self, kind, *arguments, data=None):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "INFOCAM_DATA": str(data or self.folder / "none")}
+        command = [sys.executable, "-m", "dask", kind, *arguments, "--scheduler-file", str(self.file)]
+        log = (self.folder / f"{kind}.log").open("a")
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
+
+    def start(self, name, threads=1):
+        data = self.folder / name
+        data.mkdir(exist_ok=True)
+        options = ("--nthreads", str(threads), "--no-nanny", "--name", name, "--dashboard-address", ":0")
+        self.workers[name] = self._start("worker", *options, data=data)
+        self._until(len(self.workers))
+
+    def stop(self, name):
+        self.workers[name].kill()
+        self.workers.pop(name).wait()
+        self._until(len(self.workers))
+
+    def _until(self, count):
+        from distributed import Client
+
+        with Client(self.address) as client:
+            for _ in range(300):
+                if len(client.scheduler_info(n_workers=-1)["workers"]) == count:
+                    return
+                time.sleep(0.1)
+        raise TimeoutError(f"{count} workers are not there; see {self.folder}")
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    made = Machines(tmp_path_factory.mktemp("machines"))
+    made.start("a")
+    yield made
+    for process in (*made.workers.values(), made.scheduler):
+        process.kill()
+        process.wait()
+
+
+def contents(store_root):
+    found = Store(store_root).folder.glob("network-*/*")
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in found}
+
+
+def test_a_killed_workers_tasks_are_done_again_to_the_same_bits(machines, tmp_path):
+    tasks = birds([*range(8)], tmp_path / "home")
+    machines.start("b")
+    said = []
+
+    def say(text):
+        said.append(text)
+        if text.startswith("2 of 8"):
+            machines.workers["b"].kill()
+
+    failed = cluster.distribute(
+        tasks, work.compute, work.check, scheduler=machines.address, data_dir=tmp_path / "home", say=say
+    )
+    machines.stop("b")
+    assert not failed
+    assert said[-1].startswith("8 of 8")
+    assert cluster.missing(tasks, tmp_path / "home") == []
+    for task in tasks:
+        work.compute(task, tmp_path / "serial")
+    home, serial = contents(tmp_path / "home"), contents(tmp_path / "serial")
+    assert len({name.split("/")[0] for name in home}) == 8
+    assert home == serial
+    # All eight were trained by the workers, none here.
+    assert not list((tmp_path / "home" / "cache").glob("checkpoint-*"))
+
+
+def test_a_failing_task_is_told_and_the_others_finish(machines, tmp_path):
+    good, bad = birds([0, 1], tmp_path)
+    bad = replace(bad, recipe=bad.recipe | {"lr": 1e30})
+    said = []
+    how = {"scheduler": machines.address, "data_dir": tmp_path, "say": said.append}
+    failed = cluster.distribute([bad, good], work.compute, work.check, **how)
+    (text,) = failed
+    assert text.startswith("network of minibirds, pc, seed 1: ")
+    assert "the loss became nan" in text
+    assert any("1 of 2: network of minibirds, pc, seed 0" in line for line in said)
+    assert cluster.missing([bad, good], tmp_path) == [bad]
+
+
+def test_a_worker_without_the_data_says_what_it_lacks(machines, tmp_path):
+    write_cub_layout(tmp_path / "my-birds", 6, 4, seed=4, num_classes=4)
+    small = {
+        "backbone": "small_resnet",
+        "weights": "none",
+        "resize": 32,
+        "crop": 32,
+        "frozen": False,
+        "few": 2,
+    }
+    tasks = birds([0], tmp_path, "my-birds", **small)
+    how = {"scheduler": machines.address, "data_dir": tmp_path}
+    with pytest.raises(cluster.ClusterError, match=r"worker tcp.*my-birds"):
+        cluster.distribute(tasks, work.compute, work.check, **how)
+    write_cub_layout(machines.folder / "a" / "my-birds", 6, 4, seed=5, num_classes=4)
+    with pytest.raises(cluster.ClusterError, match="my-birds is another than the one that was planned with"):
+        cluster.distribute(tasks, work.compute, work.check, **how)
+
+
+def test_a_worker_of_other_code_or_with_threads_that_share_a_device_is_refused(
+    machines, tmp_path, monkeypatch
+):
+    tasks = birds([0], tmp_path)
+    how = {"scheduler": machines.address, "data_dir": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "code_digest", lambda: "another")
+        with pytest.raises(cluster.ClusterError, match="install the same commit there"):
+            cluster.distribute(tasks, work.compute, work.check, **how)
+    machines.start("two", threads=2)
+    with pytest.raises(cluster.ClusterError, match=r"has 2 threads.*--nthreads 1"):
+        cluster.distribute(tasks, work.compute, work.check, **how)
+    machines.stop("two")
+
+
+def test_no_scheduler_and_no_worker_are_told(machines, tmp_path):
+    machines.stop("a")
+    tasks = birds([0], tmp_path)
+    with pytest.raises(cluster.ClusterError, match="the cluster has no worker; start one: dask worker"):
+        cluster.distribute(tasks, work.compute, work.check, scheduler=machines.address, data_dir=tmp_path)
+    machines.start("a")
+
+
+def test_weights_travel_by_name_and_must_be_the_same_file(tmp_path):
+    import torch
+
+    from infocam_utils.classifiers.backbones import classifier
+
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    torch.save(classifier("small_resnet", 20, None).state_dict(), tmp_path / "here" / "birds.pt")
+    (task,) = birds([0], tmp_path / "here", weights="birds.pt")
+    assert task.recipe["weights"] == "birds.pt"
+    assert work.check([task], tmp_path / "here") == []
+    assert "birds.pt is not there" in work.check([task], tmp_path / "there")[0]
+    (tmp_path / "there" / "birds.pt").write_bytes(b"other")
+    assert "birds.pt is another file" in work.check([task], tmp_path / "there")[0]
+
+
+def test_localization_and_frozen_features_are_tasks_too(tmp_path):
+    given = {
+        "dataset": "minibirds",
+        "seeds": [0, 1],
+        "limit": 400,
+        "data_dir": str(tmp_path),
+        "recipe": SMALL,
+    }
+    both = work.tasks_of("04_x", given | {"region": 3, "paddings": ["same"], "thresholds": 5})
+    assert [str(task) for task in both] == [f"evidence of minibirds, softmax, seed {s}" for s in (0, 1)]
+    made = work.compute(both[0], tmp_path)
+    kinds = {name.rpartition("-")[0] for name in made}
+    assert {"network", "features", "evidence"} <= kinds
+    assert not kinds & set(work.RAW)
+    (frozen,) = work.tasks_of("03_x", given | {"recipe": SMALL | {"frozen": True}})
+    assert {name.rpartition("-")[0] for name in work.compute(frozen, tmp_path)} == {"features"}
+    assert work.seconds(frozen, tmp_path) > 0
+    assert work.tasks_of("02_x", given) == []
