@@ -599,7 +599,11 @@ class _Memory:
 @contextlib.contextmanager
 def _only_run_in(output: Path, plans: Sequence[Plan]) -> Iterator[None]:
     """Hold the run's folder, if nothing but a run would be overwritten and no other run writes there."""
-    inside = {p.name for p in output.iterdir()} - {".lock"} if output.is_dir() else set()
+    names = {p.name for p in output.iterdir()} if output.is_dir() else set()
+    # A run that was killed as it wrote its first manifest has left the draft.
+    inside = {
+        name for name in names if name != ".lock" and not re.fullmatch(r"\.manifest\.json.*\.tmp", name)
+    }
     for plan in plans:
         if plan.path.parent in ((output / "notebooks").resolve(), output):
             raise PlanError(f"--output {output} would overwrite {plan.path.parent}; give another folder")
