@@ -333,6 +333,7 @@ def test_a_strange_archive_is_one_clear_error_and_the_next_try_starts_anew(
         *(_tar(_link("good/link", to, tarfile.SYMTYPE)) for to in ("../../evil", "/etc")),
         _tar(_link("good/link", "../../evil", tarfile.LNKTYPE)),
     ],
+    ids=lambda content: "archive",  # its bytes hold the second in which it was made
 )
 def test_an_archive_that_escapes_is_refused(site: Site, tmp_path: Path, content: bytes) -> None:
     site.files["/a"] = content
