@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -537,10 +538,9 @@ def stock_classifier(
         options: dict[str, Any] = {"weights": own} if asked else {"weights": None, "num_classes": len(names)}
         model = torchvision.models.get_model(short, **options)
     if not asked:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
         try:
-            model.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except (RuntimeError, TypeError, AttributeError, pickle.UnpicklingError, EOFError, OSError) as error:
             first = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"{weights} holds no weights of {name} with {len(names)} classes: {first}"

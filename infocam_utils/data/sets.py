@@ -319,6 +319,9 @@ class CUB(ListedImages):
         if len(again):
             ids = images.index[images["file"] == again.iloc[0]].tolist()
             raise ValueError(f"{self.root / 'images.txt'} lists {again.iloc[0]} under several ids: {ids}")
+        for file in images["file"]:
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise ValueError(f"{self.root / 'images.txt'} leads out of its folder: {file}")
         if split != "all":
             images = self._join(images, "train_test_split.txt", train="[01]")
             images = images[(images["train"] == "1") == (split == "train")]
