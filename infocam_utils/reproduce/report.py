@@ -69,7 +69,9 @@ def _typeset(markdown: str) -> str:
         code, block, line = found.groups()
         if code:
             return code
-        text = convert(" ".join((block or line).split()), display="block" if block else "inline")
+        tex = " ".join((block or line).split()).replace(r"\arg", r"\operatorname{arg}")
+        text = convert(tex, display="block" if block else "inline")
+        text = re.sub(r"(<m[io]>(log|exp|max|arg)</m[io]>)", r'\1<mspace width="0.17em" />', text)
         return text.replace("*", "&#42;").replace("_", "&#95;").replace("|", "&#124;")  # none is Markdown's
 
     return re.sub(

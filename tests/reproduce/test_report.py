@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from infocam_utils.reproduce import claims, report, results
 
+ROOT = Path(__file__).parents[2]
 MANIFEST = {
     "name": "quick",
     "command": "infocam run -p 'dataset=<b>'",
@@ -222,3 +224,11 @@ def test_a_cleaned_notebook_shows_its_defaults_and_nothing_of_the_machine(tmp_pa
     nbformat.write(executed, path)
     with pytest.raises(ValueError, match=r"cell \[2\] ends in E"):
         report.clean_notebook(path, source)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_equation_of_the_notebooks_is_understood(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            made = "".join(re.findall(r"<math.*?</math>", report._typeset(cell.source), re.S))
+            assert not re.findall(r"\\[a-zA-Z]+", made)
