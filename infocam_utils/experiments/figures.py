@@ -436,7 +436,7 @@ def recall_plane(table: pd.DataFrame) -> Figure:
             ax.plot(points["common_recall"], points["rare_recall"], markersize=4, alpha=0.5, **style)
             mean = points.mean()
             ax.plot(mean["common_recall"], mean["rare_recall"], markersize=10, label=label, **style)
-        ax.autoscale(False)
+        ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # of the points, not of the lines to come
         for total in range(0, 201, 5):  # along a line the mean of both recalls is the same
             ax.axline((total, 0), slope=-1, color="0.9", lw=0.8, zorder=0)
         ax.set(title=name, xlabel="recall of common classes, %")

@@ -163,7 +163,10 @@ def test_recall_plane_has_a_dot_per_seed_and_the_mean():
         ("d", "PC", s, m, v + s) for s in (0, 2) for m, v in (("common_recall", 90.0), ("rare_recall", 50.0))
     ]
     table = pd.DataFrame(made, columns=["dataset", "label", "seed", "metric", "value"])
-    seeds, mean, *_ = figures.recall_plane(table).axes[0].lines
+    ax = figures.recall_plane(table).axes[0]
+    seeds, mean, *_ = ax.lines
+    for (low, high), values in ((ax.get_xlim(), (90, 92)), (ax.get_ylim(), (50, 52))):
+        assert low < values[0] < values[1] < high < low + 10  # the points fill what is seen
     assert seeds.get_xydata().tolist() == [[90.0, 50.0], [92.0, 52.0]]
     assert mean.get_xydata().tolist() == [[91.0, 51.0]]
 
