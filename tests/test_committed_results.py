@@ -1,11 +1,13 @@
 """The committed rows agree with themselves, and one run's with the evidence that is committed beside them."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from infocam_utils.experiments import localize
+from infocam_utils.experiments.explorer import PAGE
 from infocam_utils.reproduce import results
 from infocam_utils.reproduce.results import select
 
@@ -86,3 +88,14 @@ def test_half_of_the_test_images_choose_and_the_others_are_scored():
     )
     assert len(test.ids) + len(held.ids) == 1108
     assert not set(test.ids) & set(held.ids)
+
+
+def test_the_committed_page_with_sliders_is_todays_template():
+    """So that a change of the template is not forgotten where the README sends its visitors."""
+    before, after = PAGE.read_text(encoding="utf-8").split("/*DATA*/null")
+    page = (RESULTS / "quick" / "04_explorer.html").read_text(encoding="utf-8")
+    assert page.startswith(before)
+    assert page.endswith(after)
+    known = json.loads(page[len(before) : -len(after)])
+    assert len(known["images"]) == 8
+    assert len(page) < 300_000

@@ -43,9 +43,7 @@ def move(page, control, value):
     page.locator(f"#{control}").evaluate(
         "(element, value) => { element.value = value; element.dispatchEvent(new Event('input')) }", str(value)
     )
-    return page.evaluate("JSON.stringify(window.state)") and json.loads(
-        page.evaluate("JSON.stringify(window.state)")
-    )
+    return json.loads(page.evaluate("JSON.stringify(window.state)"))
 
 
 @pytest.mark.parametrize("against", ["least_likely", "runner_up", "others", 0])
