@@ -230,10 +230,10 @@ def test_pixel_boxes_label_the_enlarged_map(mode: str) -> None:
 def test_compiled_without_a_place_to_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = localization.numba.njit
 
-    def read_only(**options: bool) -> Callable[..., object]:
+    def read_only(*functions: Callable[..., object], **options: bool) -> Callable[..., object]:
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
-        return compile_(**options)
+        return compile_(*functions, **options)
 
     monkeypatch.setattr("infocam_utils.localization.numba.njit", read_only)
     assert localization._compiled(lambda x: x + 1)(2) == 3
