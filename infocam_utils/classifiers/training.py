@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from infocam_utils.data.store import Draft, Store, atomic_write, code_digest, re
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would announce devices and processes
 
+T = TypeVar("T")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
 CHECKPOINT_SECONDS = 600.0  # an interrupt loses at most these, or one epoch if that is shorter
 PIECE = 10_000  # images whose features are stored as one entry: an interrupt loses at most these
@@ -201,11 +202,30 @@ def _fabric(accelerator: str, devices: int, precision: str) -> Fabric:
     fabric.launch()
     if fabric.world_size > 1:
         # Left standing it may abort the process. Not sooner, since torchrun's processes can join only once.
-        atexit.register(_leave)
+        atexit.register(leave)
     return fabric
 
 
-def _leave() -> None:
+def shared(make: Callable[[], T], missing: bool, helped: Callable[[], object]) -> T:
+    """What `make` gives in the first of torchrun's processes, in all of them; without torchrun just that.
+
+    Where it is `missing` there, `make` trains and the other processes call `helped`, which must train too.
+
+    >>> shared(lambda: {"weight": 1}, False, lambda: None)
+    {'weight': 1}
+    """
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return make()
+    fabric = _fabric("auto", 1, "32-true")
+    if fabric.broadcast(missing) and not fabric.is_global_zero:
+        helped()
+    made = fabric.broadcast(make() if fabric.is_global_zero else None)
+    fabric.barrier()  # nobody leaves while another still listens
+    return made  # type: ignore[return-value]
+
+
+def leave() -> None:
+    """Dissolve the group of processes that trained together, if there is one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

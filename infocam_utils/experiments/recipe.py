@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -255,7 +256,9 @@ def loss_of(kind: Kind, prior: Tensor) -> nn.Module:
 def network(recipe: Recipe, seed: int, data_dir: str | Path | None = None) -> Classifier:
     """The network that a recipe and a seed determine, from the store when it was trained before.
 
-    With ``frozen`` it is the untrained one. An interrupted training goes on from its last checkpoint.
+    With ``frozen`` it is the untrained one. An interrupted training goes on from its last checkpoint. Under
+    ``torchrun`` all processes must ask for it: they train together, are the recipe's `devices`, and the first
+    one's store decides and keeps.
     """
     return with_history(recipe, seed, data_dir)[0]
 
@@ -269,6 +272,8 @@ def with_history(
     """
     if recipe.frozen:
         return untrained(recipe, _all_images(recipe, data_dir).num_classes, seed).eval(), np.empty(0)
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        recipe = replace(recipe, devices=int(os.environ["WORLD_SIZE"]))
     train = training_set(recipe, seed, data_dir)
     model = untrained(recipe, train.num_classes, seed)
     shares = class_prior(train.labels, train.num_classes)
@@ -285,7 +290,7 @@ def with_history(
     options = {option: getattr(recipe, option) for option in FITTING}
     options |= {"lr_factors": {"linear": recipe.head_lr}, "seed": seed, "checkpoint": checkpoint}
 
-    def fitted(_: store.Draft) -> Mapping[str, Tensor]:
+    def fitted(_: store.Draft | None = None) -> Mapping[str, Tensor]:
         epochs = max(1, round(recipe.passes / len(train)))
         loss = loss_of(recipe.loss, shares)
         if recipe.head_start == "fitted":
@@ -301,7 +306,8 @@ def with_history(
         shown += training.fit(model, train, loss, epochs=epochs, watch=_common_share, **options)
         return model.state_dict() | {HISTORY: torch.tensor(shown, dtype=torch.float64)}
 
-    found = store.tensors(keeper.get("network", key, fitted))
+    missing = not keeper.has("network", key)
+    found = training.shared(lambda: store.tensors(keeper.get("network", key, fitted)), missing, fitted)
     history = found.pop(HISTORY).numpy()
     model.load_state_dict(found)
     checkpoint.unlink(missing_ok=True)

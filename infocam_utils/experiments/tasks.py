@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from infocam_utils.classifiers import backbones
+from infocam_utils.classifiers import backbones, training
 from infocam_utils.data import store
 from infocam_utils.data.images import ImageSet, prepare
 from infocam_utils.experiments import imbalance, localize
@@ -111,6 +111,17 @@ def compute(task: Task, data_dir: str | Path | None = None) -> dict[str, dict[st
             localize.evidence(recipe, task.seed, images, data_dir=data_dir, **options)
     wanted = [entry for entry in entries if entry.name.rpartition("-")[0] not in RAW]
     return {entry.name: {f.name: f.read_bytes() for f in entry.iterdir()} for entry in wanted}
+
+
+def train_together(tasks: Sequence[Task], data_dir: str | Path | None = None) -> None:
+    """Train the networks behind the tasks with all of torchrun's processes, which must all call this.
+
+    The first one's store keeps them. Afterwards the processes are no group any more.
+    """
+    for task in tasks:
+        if task.stage != "features":
+            recipes.network(_located(task, data_dir), task.seed, data_dir)
+    training.leave()
 
 
 def seconds(task: Task, data_dir: str | Path | None = None) -> float:

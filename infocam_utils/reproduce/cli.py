@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import click
 
 from infocam_utils.data.store import atomic_write, checkout
 
 if TYPE_CHECKING:  # each command imports what it needs, so that help and lists come at once
+    from infocam_utils.experiments.tasks import Task
     from infocam_utils.reproduce.runner import Plan
 
 PATH = click.Path(path_type=Path)
@@ -104,10 +105,17 @@ def run(
 ) -> None:
     """Run NOTEBOOKS (all without any; "03" is enough of a name) and write everything to one folder.
 
-    A second run goes on where the first stopped and leaves what is done and unchanged.
+    A second run goes on where the first stopped and leaves what is done and unchanged. Started by torchrun,
+    on one machine or several, its processes train each network together; the first then runs the notebooks.
     """
     from infocam_utils.data.sets import SETS
-    from infocam_utils.reproduce import report, results, runner
+    from infocam_utils.reproduce import cluster, report, results, runner
+
+    group = cluster.of_torchrun()
+    if group:
+        if workers or scheduler or fresh:
+            raise Refused("under torchrun neither --workers, --scheduler nor --fresh")
+        overrides = {"devices": str(group[1])} | overrides
 
     if record is not None and (notebooks or profile):
         raise Refused("--from names the notebook and the profile itself; give neither beside it")
@@ -139,6 +147,11 @@ def run(
             )
     if dry_run:
         return
+    if group:
+        _trained_together(chosen, data_dir)
+        if group[0] != 0:
+            return
+        cluster.alone()
 
     def put_back(plan: Plan) -> None:
         for file in sorted((output / "results").glob(f"{plan.name[:2]}.*")):
@@ -164,9 +177,13 @@ def run(
     states = [manifest["notebooks"].get(plan.name, {}).get("status") for plan in chosen]
     click.echo(f"{states.count('done')} of {len(chosen)} notebooks done; see {output / 'index.html'}")
     if "interrupted" in states:
-        click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
-        sys.exit(130)
+        _interrupted()
     sys.exit(0 if states.count("done") == len(chosen) else 1)
+
+
+def _interrupted() -> NoReturn:
+    click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
+    sys.exit(130)
 
 
 def _computed(
@@ -181,10 +198,7 @@ def _computed(
     from infocam_utils.reproduce import cluster
 
     with _one_line(refuse=ValueError):
-        tasks: list[work.Task] = []
-        for plan in chosen:
-            given = plan.in_force
-            tasks += work.tasks_of(plan.name, given | {"data_dir": given.get("data_dir") or data_dir})
+        tasks = _tasks(chosen, data_dir)
         left = cluster.missing(tasks, data_dir)
         click.echo(f"{len(tasks)} tasks, {len(tasks) - len(left)} in the store already")
         if dry_run:
@@ -194,10 +208,30 @@ def _computed(
             click.echo(f"about {sum(one for _, one in spent) / 3600:.1f} hours of one such machine")
             return True
         by: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "data_dir": data_dir}
-        failed = cluster.distribute(left, work.compute, work.check, **by, say=click.echo) if left else []
+        try:
+            failed = cluster.distribute(left, work.compute, work.check, **by, say=click.echo) if left else []
+        except KeyboardInterrupt:
+            _interrupted()
     for text in failed:
         click.echo(f"failed: {text}", err=True)
     return not failed
+
+
+def _trained_together(chosen: Sequence[Plan], data_dir: Path | None) -> None:
+    from infocam_utils.experiments import tasks as work
+
+    with _one_line(refuse=ValueError):
+        work.train_together(_tasks(chosen, data_dir), data_dir)
+
+
+def _tasks(chosen: Sequence[Plan], data_dir: Path | None) -> list[Task]:
+    from infocam_utils.experiments.tasks import tasks_of
+
+    made: list[Task] = []
+    for plan in chosen:
+        given = plan.in_force
+        made += tasks_of(plan.name, given | {"data_dir": given.get("data_dir") or data_dir})
+    return made
 
 
 @cli.command("claims")

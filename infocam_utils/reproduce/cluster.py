@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,8 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from infocam_utils.data.store import Store, code_digest, data_root
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Worker, WorkerPlugin
 
+TORCHRUN = (  # what it tells the processes that it starts
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+)
 Files = Mapping[str, Mapping[str, bytes]]
 
 
@@ -103,6 +108,19 @@ def distribute(
     return failed
 
 
+def of_torchrun() -> tuple[int, int] | None:
+    """This process's number and how many there are, or None where torchrun did not start it."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def alone() -> None:
+    """Go on, and start others, as a process that torchrun did not start."""
+    for name in TORCHRUN:
+        os.environ.pop(name, None)
+
+
 def _never(_: object) -> None:
     raise AssertionError("an entry that is there is not made")
 
@@ -127,19 +145,52 @@ def _client(workers: int | None, scheduler: str | None, data_dir: str | Path | N
         with client:
             yield client
         return
-    threads = max(1, (os.cpu_count() or 1) // (workers or 1))
+    workers, gpus = workers or 1, _gpus()
+    if 0 < len(gpus) < workers:
+        raise ClusterError(f"{workers} workers for {len(gpus)} GPUs; one takes one: --workers {len(gpus)}")
+    threads = max(1, (os.cpu_count() or 1) // workers)
     environment = {"OMP_NUM_THREADS": str(threads), "INFOCAM_DATA": str(data_root(data_dir))}
     options = {"n_workers": workers, "threads_per_worker": 1, "env": environment}
     with (
         LocalCluster(dashboard_address="127.0.0.1:0", host="127.0.0.1", **options) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(workers or 1, timeout=120)
+        client.register_plugin(_of_this_machine(gpus))
+        client.wait_for_workers(workers, timeout=120)
         yield client
+
+
+def _gpus() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return said.split(",")[:count] if said is not None else [str(i) for i in range(count)]
+
+
+def _of_this_machine(gpus: Sequence[str]) -> WorkerPlugin:
+    """Leaves Ctrl-C to who started the workers; shows the n-th only the n-th GPU, before it looks for one."""
+    from distributed import WorkerPlugin
+
+    class OfThisMachine(WorkerPlugin):
+        def setup(self, worker: Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(worker.name)]
+
+    return OfThisMachine()
 
 
 def _identity() -> tuple[str, str]:
     return version("infocam"), code_digest()
+
+
+def _gpu() -> str | None:
+    """The GPU that a training here would use, by its own number."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
 
 
 def _refuse_unlike(client: Client, tasks: Sequence[Work], check: Callable[[Any], list[str]]) -> None:
@@ -157,6 +208,13 @@ def _refuse_unlike(client: Client, tasks: Sequence[Work], check: Callable[[Any],
             raise ClusterError(
                 f"worker {address} has infocam {told[0]} with other code than this {_identity()[0]}; "
                 "install the same commit there"
+            )
+    user: dict[str, str] = {}
+    for address, gpu in client.run(_gpu).items():
+        if gpu is not None and user.setdefault(gpu, address) != address:
+            raise ClusterError(
+                f"workers {user[gpu]} and {address} share a GPU; start each with its own: "
+                "CUDA_VISIBLE_DEVICES=0 dask worker …"
             )
     for address, lacking in client.run(check, list(tasks)).items():
         if lacking:

@@ -1,13 +1,17 @@
 """Many machines, as processes that share nothing: a killed worker, and workers that cannot work."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import nbformat
 import pytest
 from drawn_cub import write_cub_layout
+from nbformat.v4 import new_code_cell, new_notebook
 
 from infocam_utils.data.store import Store
 from infocam_utils.experiments import tasks as work
@@ -164,12 +168,115 @@ def test_a_worker_of_other_code_or_with_threads_that_share_a_device_is_refused(
     machines.stop("two")
 
 
+def test_every_worker_has_a_gpu_of_its_own_also_a_restarted_one(machines, tmp_path, monkeypatch):
+    """There is none here: what a worker would see is what its environment says."""
+    monkeypatch.setattr(cluster, "_gpus", lambda: ["5", "GPU-b"])
+
+    def seen(client):
+        return sorted(client.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES")).values())
+
+    with cluster._client(2, None, tmp_path) as client:
+        assert seen(client) == ["5", "GPU-b"]
+        (first, pid), _ = client.run(os.getpid).items()
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(300):
+            known = client.scheduler_info(n_workers=-1)["workers"]
+            if len(known) == 2 and first not in known:
+                break
+            time.sleep(0.1)
+        assert seen(client) == ["5", "GPU-b"]
+    tasks = birds([0], tmp_path)
+    with pytest.raises(cluster.ClusterError, match="3 workers for 2 GPUs; one takes one: --workers 2"):
+        cluster.distribute(tasks, work.compute, work.check, workers=3, data_dir=tmp_path)
+    machines.start("b")
+    monkeypatch.setattr(cluster, "_gpu", lambda: "GPU-a")
+    with pytest.raises(cluster.ClusterError, match="share a GPU; start each with its own: CUDA_VISIBLE"):
+        cluster.distribute(tasks, work.compute, work.check, scheduler=machines.address, data_dir=tmp_path)
+    machines.stop("b")
+
+
+def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert cluster._gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-x")
+    assert cluster._gpus() == ["3", "GPU-x"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cluster._gpus() == []
+
+
+def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(tmp_path):
+    """A terminal's: to the command and to its workers."""
+    options = "-p dataset=digits -p frozen=false -p passes=6600 -p few=12 -p seeds=[0,1]".split()
+    command = [sys.executable, "-m", "infocam_utils", "run", "03", "--profile", "smoke", *options]
+    command += ["--workers", "1", "--output", str(tmp_path / "out")]
+    environment = os.environ | {"INFOCAM_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    how = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = subprocess.Popen(command, **how, start_new_session=True)
+    try:
+        for line in running.stdout:
+            if line.startswith("1 of 6"):
+                break
+        os.killpg(running.pid, signal.SIGINT)
+        said, _ = running.communicate(timeout=60)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 130, said
+    assert "interrupted; what is finished is kept, and the same command goes on from there" in said
+    assert "Traceback" not in said
+    again = subprocess.run([*command, "--dry-run"], **how, timeout=120)
+    assert again.returncode == 0
+    assert re.search(r"6 tasks, [1-5] in the store already", again.stdout), again.stdout
+
+
 def test_no_scheduler_and_no_worker_are_told(machines, tmp_path):
     machines.stop("a")
     tasks = birds([0], tmp_path)
     with pytest.raises(cluster.ClusterError, match="the cluster has no worker; start one: dask worker"):
         cluster.distribute(tasks, work.compute, work.check, scheduler=machines.address, data_dir=tmp_path)
     machines.start("a")
+
+
+BOOK = """
+import os
+from infocam_utils.experiments import recipe as recipes
+made = recipes.recipe(dataset, data_dir, **recipe)
+recipes.network(made, 0, data_dir)
+print("devices", made.devices, "world", os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_PORT"))
+"""
+
+
+def test_torchruns_processes_train_together_and_the_first_runs_the_notebooks(tmp_path):
+    """The networks of `devices=2` to the bit, in the first process's store, where the notebook finds them."""
+    small = {"frozen": False, "passes": 660, "few": 12, "weights": "none"}
+    given = f"dataset = 'digits'\nseeds = [0, 1]\nlimit = None\ndata_dir = None\nrecipe = {small}"
+    cells = [new_code_cell(given, metadata={"tags": ["parameters"]}), new_code_cell(BOOK)]
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    (tmp_path / "notebooks" / "profiles" / "quick.yaml").write_text("")
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "03_x.ipynb")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = ["-m", "infocam_utils", "run", "--notebooks", "notebooks", "--output", "out"]
+    environment = os.environ | {"INFOCAM_DATA": str(tmp_path / "data"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        launcher + run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("1 of 1 notebooks done") == 1
+    book = nbformat.read(tmp_path / "out" / "notebooks" / "03_x.ipynb", 4)
+    assert book.cells[-1].outputs[0].text == "devices 2 world None None\n"
+    tasks = work.tasks_of(
+        "03_x",
+        {"dataset": "digits", "seeds": [0, 1], "limit": None, "data_dir": None}
+        | {"recipe": small | {"devices": 2}},
+    )
+    trained = contents(tmp_path / "data")
+    assert len({name.split("/")[0] for name in trained}) == len(tasks) == 6
+    work.compute(tasks[0], tmp_path / "spawned")
+    spawned = contents(tmp_path / "spawned")
+    assert spawned
+    assert spawned.items() <= trained.items()
 
 
 def test_weights_travel_by_name_and_must_be_the_same_file(tmp_path):
