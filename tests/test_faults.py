@@ -1,4 +1,4 @@
-"""Killed, or out of room, at every single change of the file system; then the same call once more.
+"""Killed, out of room or denied, at every single change of the file system; then the same call once more.
 
 A scenario runs in a forked child that counts its changes (a file renamed, removed, written, a folder made or
 removed) and ends at the n-th without tidying up, before it or, of a write, half through. For every n until
@@ -31,6 +31,8 @@ from infocam_utils.data.store import Store
 from infocam_utils.reproduce import results, runner
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+KILLED = 9
+FULL, DENIED, READ_ONLY = errno.ENOSPC, errno.EACCES, errno.EROFS
 CHANGES = ((os, "replace"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (os, "posix_fallocate"))
 
 
@@ -89,21 +91,21 @@ def fault_at(n, end):
 
 
 def child(scenario, folder, n, kind):
-    """The exit status of a forked child: 0 no n-th change, 9 killed, 28 an error of a full disk, 5 none."""
+    """The exit status of a forked child: 0 no n-th change, KILLED, the system's error, or 255 none came."""
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def full():
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail():
+        raise OSError(kind, os.strerror(kind))
 
-    status = 3
+    status = 254
     try:
-        seen = fault_at(n, (lambda: os._exit(9)) if kind == "killed" else full)
+        seen = fault_at(n, (lambda: os._exit(KILLED)) if kind == KILLED else fail)
         scenario(folder)
-        status = 0 if seen[0] < n else 5
+        status = 0 if seen[0] < n else 255
     except OSError as error:
-        status = 28 if error.errno == errno.ENOSPC else 4
+        status = error.errno or 254
     finally:
         os._exit(status)
 
@@ -123,11 +125,11 @@ def every_point(tmp_path, scenario, state, kind, prepare=lambda folder: None):
         if status == 0:
             assert state(folder) == expected
             return n - 1
-        assert status in ((9,) if kind == "killed" else (28, 5)), f"point {n}: status {status}"
+        assert status in ((kind,) if kind == KILLED else (kind, 255)), f"point {n}: status {status}"
         scenario(folder)
         assert state(folder) == expected, f"point {n}"
         litter = [p for p in folder.rglob("*") if p.suffix in (".tmp", ".draft")]
-        assert kind == "killed" or not litter, litter
+        assert kind == KILLED or not litter, litter
         shutil.rmtree(folder)
     raise AssertionError("more points than were counted on")
 
@@ -153,7 +155,7 @@ def entries(folder):
     }
 
 
-@pytest.mark.parametrize("kind", ["killed", "full"])
+@pytest.mark.parametrize("kind", [KILLED, FULL, DENIED, READ_ONLY])
 def test_the_store(tmp_path, kind):
     assert every_point(tmp_path, stored, entries, kind) > 10
 
@@ -170,7 +172,7 @@ def values(folder):
     return results.read(folder / "results" / "03.json").rows["value"].tolist()
 
 
-@pytest.mark.parametrize("kind", ["killed", "full"])
+@pytest.mark.parametrize("kind", [KILLED, FULL, DENIED, READ_ONLY])
 def test_results(tmp_path, kind):
     def scenario(folder):
         if (folder / "results" / "03.json").exists():  # what a fault has left: old, new, or refused
@@ -202,7 +204,7 @@ def weights(folder):
     }
 
 
-@pytest.mark.parametrize("kind", ["killed", "full"])
+@pytest.mark.parametrize("kind", [KILLED, FULL])
 def test_a_checkpoint(tmp_path, kind):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has none of its parent's threads
@@ -244,11 +246,12 @@ def done(folder):
     return entry["status"], sorted(entry["files"]), rows, left, (folder / "out" / "index.html").exists()
 
 
-def test_a_run_killed_at_any_point_is_gone_on_with(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [KILLED, FULL])
+def test_a_run_that_ends_at_any_point_is_gone_on_with(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(runner, "execute", executed)
     monkeypatch.setattr(
         runner.reports,
         "export_html",
         lambda _, target: target.parent.mkdir(exist_ok=True) or target.write_text("x"),
     )
-    assert every_point(tmp_path, ran, done, "killed", prepare=made) > 15
+    assert every_point(tmp_path, ran, done, kind, prepare=made) > 15

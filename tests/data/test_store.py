@@ -198,6 +198,20 @@ def test_fresh_makes_what_is_older_again_and_only_that(store: Store, monkeypatch
         assert make.calls == 2
 
 
+def test_a_clock_that_goes_back_costs_work_and_nothing_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour back since ``--fresh``: what is made now seems older than that, so it is made once more."""
+    monkeypatch.setenv("INFOCAM_FRESH_SINCE", str(time.time() + 3600))
+    make = Maker()
+    for calls in (1, 2):
+        assert whole(store.get("demo", KEY, make))
+        assert make.calls == calls
+    monkeypatch.setenv("INFOCAM_FRESH_SINCE", str(time.time() - 1))
+    assert whole(store.get("demo", KEY, make))
+    assert make.calls == 2
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.suffix != ".lock")
 
