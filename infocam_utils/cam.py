@@ -150,9 +150,9 @@ def info_cam(
     _check(features, weight)
     if labels.shape != features.shape[:1]:
         raise ValueError(f"labels must be ({len(features)},), one per image, were {tuple(labels.shape)}")
-    vectors = contrast_weights(weight, labels, against, logits)  # (B, C)
     dtype = torch.promote_types(features.dtype, weight.dtype)
-    maps = torch.einsum("bc,bchw->bhw", vectors.to(features.device, dtype), features.to(dtype))
+    vectors = contrast_weights(weight.to(dtype), labels, against, logits)  # (B, C)
+    maps = torch.einsum("bc,bchw->bhw", vectors.to(features.device), features.to(dtype))
     return region_sum(maps, region, padding)
 
 

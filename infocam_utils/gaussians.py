@@ -79,7 +79,7 @@ class GaussianMixture:
                 raise ValueError(f"n must be at least 1, got {n}")
             y = torch.multinomial(self.prior, n, replacement=True, generator=generator)
         else:
-            y = torch.repeat_interleave(torch.arange(self.num_classes), self._check_counts(n, low=0))
+            y = torch.repeat_interleave(self._check_counts(n, low=0))  # 0 so often, then 1, …
         noise = torch.randn(len(y), self.dimension, generator=generator)
         return self.means.float()[y] + noise, y
 

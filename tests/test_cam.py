@@ -270,3 +270,31 @@ def test_spread_is_the_standard_deviation_of_the_logits_and_knows_no_gauge():
 
 def test_weights_that_are_zero_have_no_common_vector():
     assert common_share(torch.zeros(3, 2)) == 0
+
+
+def test_the_common_share_of_known_rows():
+    """Rows (3, 1) and (3, −1): the mean row (3, 0) has length 3, the rows √10."""
+    assert common_share(torch.tensor([[3.0, 1.0], [3.0, -1.0]])) == pytest.approx(3 / math.sqrt(10))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 0)])
+def test_the_finer_of_two_types_is_computed_in(batch, low, high):
+    """Neither side's digits are lost: what float32 holds exactly gives float64's sums."""
+    features, weight, _, _, labels = batch
+    parts = [features.float().double(), weight.float().double()]
+    exact = class_activation_maps(*parts), info_cam(*parts, labels)
+    parts[low] = parts[low].float()
+    assert parts[high].dtype == torch.float64
+    for found, expected in zip((class_activation_maps(*parts), info_cam(*parts, labels)), exact, strict=True):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_the_common_vector_has_the_heads_type():
+    head = nn.Linear(3, 4).double()
+    assert with_common_vector(head, 1.0).weight.dtype == torch.float64
+
+
+def test_class_activation_maps_refuse_another_heads_weight():
+    with pytest.raises(ValueError, match=r"weight must be \(K, 5\) for these features, was \(7, 4\)"):
+        class_activation_maps(torch.zeros(1, 5, 2, 2), torch.zeros(7, 4))

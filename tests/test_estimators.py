@@ -7,7 +7,7 @@ import torch
 
 from infocam_utils.estimators import check_estimator, critic_terms, nearest_neighbour_mi
 from infocam_utils.gaussians import GaussianMixture
-from infocam_utils.information import log_pc_softmax, mutual_information
+from infocam_utils.information import PCSoftmaxLoss, entropy, log_pc_softmax, mutual_information
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,48 @@ def test_permuted_labels_carry_no_information(drawn):
         assert float(critic_terms(critic, permuted, kind, "exact", mixture.prior).mean()) < 0
 
 
+def test_a_shuffled_marginal_is_one_fixed_permutation_of_the_batch():
+    critic, labels = torch.randn(50, 4, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 4
+    other = labels[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+    rows = torch.arange(50)
+    expected = critic[rows, labels] + 1 - critic[rows, other].exp()
+    torch.testing.assert_close(critic_terms(critic, labels, "nwj", "shuffle"), expected)
+
+
+def test_infonce_knows_no_prior_but_the_batchs_and_the_critics_type_is_kept():
+    critic, labels = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
+    prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    own = critic_terms(critic, labels, "infonce")
+    assert torch.equal(critic_terms(critic, labels, "infonce", "shuffle", prior), own)
+    assert critic_terms(critic, labels, "nwj", prior=prior).dtype == torch.float32
+
+
+def test_nearest_neighbours_are_scikit_learns_on_the_axis_of_the_means(drawn):
+    """Values with ties, which its noise breaks, in its order; and the scatter of ten parts."""
+    from sklearn.feature_selection import mutual_info_classif
+
+    x, y = (drawn[1][:1000] * 4).round() / 4, drawn[2][:1000]
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+
+    def value(rows, sign):
+        points = sign * x[rows].double().numpy()
+        return float(mutual_info_classif(points, y[rows].numpy(), n_neighbors=3, random_state=0)[0])
+
+    found = nearest_neighbour_mi(x, y)
+    assert any(found.value == pytest.approx(value(order, sign), abs=1e-12) for sign in (1, -1))
+    parts = [torch.tensor([value(order[i::10], sign) for i in range(10)]) for sign in (1, -1)]
+    assert any(found.stderr == pytest.approx(float(part.std()) / math.sqrt(10), rel=1e-5) for part in parts)
+    assert found.n == 1000
+
+
+def test_where_the_means_lie_does_not_depend_on_where_the_origin_is(drawn):
+    _, x, y = drawn
+    beside = torch.cat([x, torch.randn(len(x), 1, generator=torch.Generator().manual_seed(8))], 1)
+    expected = nearest_neighbour_mi(beside[:20_000], y[:20_000]).value
+    moved = beside + torch.tensor([0.0, 100.0])
+    assert nearest_neighbour_mi(moved[:20_000], y[:20_000]).value == pytest.approx(expected, abs=1e-3)
+
+
 X, Y = torch.zeros(10, 1), torch.zeros(10, dtype=torch.long)
 REFUSED = [
     (lambda: critic_terms(X, Y, "dv"), r"kind must be one of 'mine', 'nwj', 'infonce', got 'dv'"),
@@ -129,6 +171,9 @@ REFUSED = [
     (lambda: critic_terms(X, Y + 3, "nwj"), r"labels must lie in \[0, 0\], got 3"),
     (lambda: nearest_neighbour_mi(X, Y), r"N at least 1000, got \(10, 1\) and \(10,\)"),
     (lambda: nearest_neighbour_mi(X[:, 0], Y), r"x must be \(N, d\)"),
+    (lambda: nearest_neighbour_mi(torch.zeros(2000), torch.zeros(2000)), r"got \(2000,\) and \(2000,\)"),
+    (lambda: nearest_neighbour_mi(torch.zeros(2000, 1), Y), r"got \(2000, 1\) and \(10,\)"),
+    (lambda: nearest_neighbour_mi(torch.zeros(999, 1), torch.zeros(999)), r"N at least 1000, got \(999, 1\)"),
 ]
 
 
@@ -158,5 +203,31 @@ def test_what_is_wrong_with_a_reading_is_named():
     }
     unnormalised = named(lambda f, y, prior: float(f[torch.arange(len(y)), y].mean()), kind="pc")
     assert {"shift, balanced", "shift, unbalanced"} <= unnormalised
-    with pytest.raises(ValueError, match="kind must be one of"):
+    exact = named(lambda f, y, prior: pc(f, y, prior).value, lambda f, y, p: PCSoftmaxLoss(p)(f, y), "pc")
+    assert exact == set()
+    with pytest.raises(ValueError, match=r"^kind must be one of"):
         check_estimator(plain, kind="logits")
+
+
+def test_what_is_wrong_is_said_in_numbers():
+    """With the tolerance of four standard errors of the exact PMI."""
+    log_k = check_estimator(lambda f, y, prior: mutual_information(f, y, prior, "log_k_minus_ce").value)
+    mixture = GaussianMixture(1, balanced=False)
+    x, y = mixture.sample(40_000, torch.Generator().manual_seed(0))
+    pmi = mixture.pointwise_mutual_information(x)[torch.arange(len(y)), y]
+    value = math.log(5) + float((pmi + mixture.prior[y].log()).mean())
+    error = 4 * float(pmi.std()) / 200
+    shares = float(entropy(torch.bincount(y) / len(y)))
+    assert log_k == [
+        f"truth, unbalanced: {value:.4f} nats instead of {mixture.mutual_information():.4f} ± {error:.4f}",
+        f"bound, unbalanced: {math.log(5):.4f} nats, though H(Y) is {shares:.4f}",
+    ]
+    logits = mixture.pointwise_mutual_information(x).requires_grad_()
+    (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), logits)
+    left = float((slope.sum(0) / slope.abs().sum()).abs().max())
+    (problem,) = check_estimator(
+        lambda f, y, prior: mutual_information(f, y, prior).value,
+        lambda f, y, prior: torch.nn.functional.cross_entropy(f, y),
+        "pc",
+    )
+    assert problem == f"gradient, unbalanced: {left:.3f} of it is left at the exact posterior"

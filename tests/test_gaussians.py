@@ -75,8 +75,9 @@ def test_two_classes_from_no_to_all_information(separation):
 
 
 def test_two_class_bayes_accuracy_is_the_normal_tail():
-    mixture = GaussianMixture(4, means=torch.tensor([[0.0] * 4, [1.0] * 4]), counts=[1, 1])
-    assert mixture.bayes_accuracy() == pytest.approx(0.5 * math.erfc(-1 / math.sqrt(2)), abs=1e-12)
+    for gap in (0.3, 1.0):
+        mixture = GaussianMixture(4, means=torch.tensor([[0.0] * 4, [gap] * 4]), counts=[1, 1])
+        assert mixture.bayes_accuracy() == pytest.approx(0.5 * math.erfc(-gap / math.sqrt(2)), abs=1e-7)
 
 
 def test_a_swamped_class_is_never_predicted():
@@ -84,9 +85,9 @@ def test_a_swamped_class_is_never_predicted():
     assert mixture.bayes_accuracy("map", "macro") == pytest.approx(
         GaussianMixture(1, means=[-0.1, 0.1], counts=[1000, 1000]).bayes_accuracy() * 2 / 3, abs=1e-12
     )
-    same = GaussianMixture(1, means=[0.0, 0.0], counts=[1, 3])
-    assert same.bayes_accuracy("map") == pytest.approx(0.75)
-    assert same.bayes_accuracy("ml") == pytest.approx(0.25)  # a tie goes to the first class, as argmax does
+    same = GaussianMixture(1, means=[0.0, 0.0], counts=[2, 3])
+    assert same.bayes_accuracy("map") == pytest.approx(0.6)
+    assert same.bayes_accuracy("ml") == pytest.approx(0.4)  # a tie goes to the first class, as argmax does
 
 
 def test_exact_values_do_not_depend_on_rotation_or_offset():
@@ -141,8 +142,13 @@ def test_sample_by_counts_and_by_number():
     x, y = mixture.sample([2, 0, 1, 0, 3], torch.Generator().manual_seed(0))
     assert torch.bincount(y, minlength=5).tolist() == [2, 0, 1, 0, 3]
     assert x.shape == (6, 3)
-    again, _ = mixture.sample([2, 0, 1, 0, 3], torch.Generator().manual_seed(0))
-    assert torch.equal(x, again)
+    noise = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x, mixture.means.float()[y] + noise)
+    one, again = (mixture.sample(1000, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(one[1], again[1])
+    assert torch.equal(one[0], again[0])
+    assert len(mixture.sample(1)[1]) == 1
+    assert GaussianMixture(3).train_counts.tolist() == [10_000] * 5  # balanced unless said otherwise
     shares = torch.bincount(mixture.sample(60_000, torch.Generator().manual_seed(0))[1]) / 60_000
     torch.testing.assert_close(shares.double(), mixture.prior, rtol=0, atol=0.01)
 

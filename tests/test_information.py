@@ -394,6 +394,7 @@ def test_class_prior_counts_and_smooths():
     assert class_prior(np.array([0, 1, 1, 1]), 2).tolist() == [0.25, 0.75]
     smoothed = class_prior(torch.tensor([2, 0, 2, 2]), 3, smoothing=1.0)
     assert smoothed.tolist() == pytest.approx([2 / 7, 1 / 7, 4 / 7])
+    assert class_prior([0], 3, smoothing=1.0).tolist() == pytest.approx([1 / 2, 1 / 4, 1 / 4])
 
 
 def test_entropy_of_the_papers_prior():
@@ -405,8 +406,31 @@ def test_shift_to_uniform(batch):
     logits, _, prior = batch
     pc = shift_prior(logits, prior, None, "pc")
     assert torch.equal(pc.argmax(1), logits.argmax(1))
+    torch.testing.assert_close(pc, logits - math.log(K))
     softmax = shift_prior(logits + prior.log(), prior, None, "softmax")
     torch.testing.assert_close(softmax, pc)
+    for kind in ("pc", "softmax"):  # the logits' own type, whatever the prior's
+        assert shift_prior(logits.float(), prior, prior, kind).dtype == torch.float32
+    mixed = shift_prior(logits, prior.float(), prior, "softmax")
+    torch.testing.assert_close(mixed, logits, rtol=0, atol=1e-6)
+
+
+def test_the_classes_are_the_last_of_any_number_of_axes(batch):
+    logits, _, prior = batch
+    posterior = logits.softmax(-1)
+    for function in (
+        lambda f: log_pc_softmax(f, prior),
+        lambda f: pointwise_mutual_information(f, prior, "softmax"),
+        lambda f: shift_prior(f, prior, None),
+        lambda f: shift_prior(f.softmax(-1), prior, None, "probabilities"),
+    ):
+        rows = function(logits)
+        torch.testing.assert_close(function(logits.view(2, 8, 4, K)), rows.view(2, 8, 4, K))
+        torch.testing.assert_close(torch.stack([function(row) for row in logits]), rows)
+    as_probabilities = pointwise_mutual_information(posterior.view(2, -1, K), prior, "probabilities")
+    torch.testing.assert_close(
+        as_probabilities.view(-1, K), pointwise_mutual_information(logits, prior, "softmax")
+    )
 
 
 def test_shifted_posterior_is_bayes_rule_under_the_new_prior():
@@ -434,6 +458,8 @@ def test_accuracies_agree_with_scikit_learn(batch):
 def test_a_class_without_samples_has_no_recall_and_no_weight():
     predictions, labels = torch.tensor([0, 0, 2]), torch.tensor([0, 2, 2])
     assert recalls(predictions, labels, 3).isnan().tolist() == [False, True, False]
+    assert recalls(predictions, labels, 4).isnan().tolist() == [False, True, False, True]
+    assert recalls(torch.zeros(2).long(), torch.tensor([0, 2]), 3)[2] == 0  # the last class, never predicted
     assert per_class_accuracy(predictions, labels, 3) == pytest.approx(0.75)
 
 
@@ -464,7 +490,11 @@ def test_bad_priors_are_refused(prior, message):
             mutual_information(logits, labels, prior, kind)
     for kind in ("pc", "softmax"):
         with pytest.raises(ValueError, match=message):
+            pointwise_mutual_information(logits, prior, kind)
+        with pytest.raises(ValueError, match=message):
             shift_prior(logits, [1 / 3] * 3, prior, kind)
+        with pytest.raises(ValueError, match=message):
+            shift_prior(logits, prior, None, kind)
 
 
 GOOD = torch.zeros(4, 3)
@@ -489,6 +519,47 @@ def test_bad_pairs_are_refused(logits, labels, error, message):
         mutual_information(logits, labels, [0.2, 0.3, 0.5])
 
 
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_one_infinite_logit_is_enough(bad):
+    with pytest.raises(ValueError, match=rf"1 of 2 are not \(first: {bad}\)"):
+        pointwise_mutual_information(torch.tensor([[0.0, bad]]), [0.5, 0.5])
+
+
+def test_what_is_no_tensor_is_named_by_its_type():
+    with pytest.raises(TypeError, match=r"floating-point tensor, got <class 'list'>"):
+        log_pc_softmax([[0.0, 1.0]], [0.5, 0.5])
+    for wrong in (np.zeros((2, 2, 2)), np.zeros(2), np.zeros((0, 2))):
+        with pytest.raises(ValueError, match=r"logits must be|non-empty"):
+            mutual_information(wrong, torch.zeros(len(wrong)).long(), [0.5, 0.5])
+    with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
+        mutual_information(np.zeros((2, 2), dtype=int), LABELS, [0.5, 0.5])
+
+
+def test_one_class_says_nothing_and_whole_numbers_are_shares_too():
+    """K = 1: whatever the logits, the label is known; and what is ignored has no class at all."""
+    logits, labels = torch.tensor([[3.0], [-2.0]]), torch.tensor([0, -100])
+    assert mutual_information(logits, torch.tensor([0, 0]), [1]).value == 0
+    assert float(PCSoftmaxLoss([1])(logits, labels)) == 0
+    assert torch.equal(log_pc_softmax(logits, torch.ones(1)), torch.zeros(2, 1))
+
+
+def test_rows_do_not_share_a_scale():
+    """Each row's largest logit is taken from that row: a large one elsewhere costs no digits."""
+    small, prior = torch.tensor([[0.125, 1.25]]), [0.25, 0.75]
+    both = log_pc_softmax(torch.cat([small, small + 2.0**22]), prior)
+    assert torch.equal(both[:1], log_pc_softmax(small, prior))
+
+
+def test_a_loss_says_its_options_and_keeps_its_logits_type():
+    plain, weight = PCSoftmaxLoss([0.25, 0.75], "sum"), torch.ones(2, dtype=torch.float64)
+    assert repr(plain) == "PCSoftmaxLoss(K=2, prior=0.25..0.75, reduction='sum')"
+    full = PCSoftmaxLoss([0.25, 0.75], weight=weight, ignore_index=-1, label_smoothing=0.1)
+    said = "reduction='mean', ignore_index=-1, label_smoothing=0.1, weight=..."
+    assert repr(full) == f"PCSoftmaxLoss(K=2, prior=0.25..0.75, {said})"
+    for loss in (plain, PCSoftmaxLoss([0.25, 0.75], weight=weight)):
+        assert loss(LOGITS, LABELS).dtype == torch.float32
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 2, 0], np.zeros(4, dtype=int)])
 def test_a_loss_takes_tensors_and_says_so(labels):
     with pytest.raises(TypeError, match=r"integer tensor, got .*; use torch.as_tensor"):
@@ -505,9 +576,12 @@ REFUSED = [
     (lambda: shift_prior(BAD, PRIOR, None), NOT_FINITE),
     (
         lambda: pointwise_mutual_information(LOGITS, PRIOR, "sofmax"),
-        "'softmax', 'probabilities', got 'sofmax'",
+        "^kind must be one of .*'softmax', 'probabilities', got 'sofmax'",
     ),
-    (lambda: mutual_information(LOGITS, LABELS, PRIOR, "ce"), "'log_k_minus_ce', got 'ce'"),
+    (
+        lambda: mutual_information(LOGITS, LABELS, PRIOR, "ce"),
+        "^kind must be one of .*'log_k_minus_ce', got 'ce'",
+    ),
     (lambda: shift_prior(LOGITS, PRIOR, None, "log_k_minus_ce"), "kind must be one of"),
     (
         lambda: mutual_information(LOGITS, LABELS, PRIOR, "probabilities"),
@@ -518,7 +592,10 @@ REFUSED = [
     (lambda: mutual_information(np.zeros((3, 2)), LABELS, PRIOR), r"got \(3, 2\) and \(2,\)"),
     (lambda: PCSoftmaxLoss(PRIOR, label_smoothing=1.5), r"lie in \[0, 1\], got 1\.5"),
     (lambda: PCSoftmaxLoss(PRIOR, weight=torch.ones(3)), r"finite and \(2,\), was \(3,\)"),
-    (lambda: PCSoftmaxLoss(PRIOR, reduction="avg"), "'mean', 'sum', 'none', got 'avg'"),
+    (
+        lambda: PCSoftmaxLoss(PRIOR, reduction="avg"),
+        "^reduction must be one of 'mean', 'sum', 'none', got 'avg'",
+    ),
     (lambda: class_prior(LABELS[:0], 3), r"non-empty \(N,\) vector, got shape \(0,\)"),
     (lambda: class_prior([0, 2], 3), r"0\.0 at class 1; .*smoothing > 0 if a class has no labels"),
     (lambda: class_prior([0, 1], 2, smoothing=-1), r"smoothing must be at least 0, got -1"),

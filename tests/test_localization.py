@@ -1,6 +1,7 @@
 """Boxes against pixels, exact cases and symmetries; scores against closed forms and scikit-learn."""
 
 import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -227,6 +228,16 @@ def test_pixel_boxes_label_the_enlarged_map(mode: str) -> None:
         assert torch.equal(boxes_from_maps(maps, (40, 60), levels, mode), boxes)
 
 
+def test_pixels_above_a_level_are_those_of_the_maps_own_precision() -> None:
+    """A pixel on the level does not lie above it, and corners join."""
+    tie = torch.tensor([[[0.0, 0.3, 1.0]]])
+    assert pixel_boxes(tie, (1, 3), [0.3]).tolist() == [[[2, 0, 3, 1]]]
+    diagonal = torch.eye(2)[None]
+    assert pixel_boxes(diagonal, 2, [0.5]).tolist() == [[[0, 0, 2, 2]]]
+    coarse = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(pixel_boxes(coarse, 40, [0.3, 0.6]), pixel_boxes(coarse.float(), 40, [0.3, 0.6]))
+
+
 def test_compiled_without_a_place_to_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = localization.numba.njit
 
@@ -248,6 +259,7 @@ def test_normalise() -> None:
 def test_centre_boxes_have_the_fraction_of_each_side() -> None:
     assert centre_boxes(2, (40, 60), 0.5).tolist() == [[15, 10, 45, 30]] * 2
     assert centre_boxes(1, 9, 1.0).tolist() == [[0, 0, 9, 9]]
+    assert centre_boxes(0, 9, 0.5).shape == (0, 4)
 
 
 def test_iou_against_counted_pixels() -> None:
@@ -293,6 +305,9 @@ def test_max_box_acc_of_uniform_ious() -> None:
     iou = torch.stack([steps, steps / 2], 1)  # share >= c is 1 - c and 1 - 2c
     torch.testing.assert_close(max_box_acc(iou, (0.3, 0.5, 0.7)), torch.tensor([0.7, 0.5, 0.3]).double())
     assert max_box_acc_v2(iou) == pytest.approx(0.5)
+    assert max_box_acc_v2(steps[:, None] ** 2) == pytest.approx(
+        sum(float((steps**2 >= c).double().mean()) for c in (0.3, 0.5, 0.7)) / 3
+    )
     better = torch.stack([steps, 1 - steps / 2], 1)
     assert float(max_box_acc(better)[0]) == 1.0
 
@@ -315,6 +330,10 @@ def test_selected_threshold_is_the_middle_of_the_longest_best_stretch() -> None:
     counts = torch.tensor([[0.6, 0.6, 0.0], [0.6, 0.6, 0.6], [0.0, 0.6, 0.6]])
     assert select_threshold(counts, [0.1, 0.2, 0.3]) == 1
     assert select_threshold(counts, [0.1, 0.2, 0.3], torch.tensor([True, False, False])) == 0
+    once = torch.tensor([1, 0, 1, 1, 1, 0, 1]).double()  # a gap of one parts two stretches
+    assert select_threshold(once[None], thresholds[:7]) == 3
+    halves = torch.tensor([[0.6, 0.4]] * 2 + [[0.1, 0.4]])
+    assert [select_threshold(halves, [0.1, 0.2], criterion=c) for c in (0.5, 0.4)] == [0, 1]
 
 
 def bad(call: object, match: str, error: type[Exception] = ValueError) -> None:
@@ -340,19 +359,41 @@ def test_bad_input() -> None:
     assert torch.equal(boxes_from_maps(maps, np.int64(8), [0.5]), boxes_from_maps(maps, (8, 8), [0.5]))
     bad(lambda: centre_boxes(1, (8,), 0.5), r"size must be a positive side or \(height, width\)")
     bad(lambda: centre_boxes(-1, 8, 0.5), "n must be at least 0, got -1")
-    bad(lambda: centre_boxes(1, 8, 70), r"\(0, 1\], got 70")
+    for fraction in (70, 1.5, 0):
+        bad(lambda f=fraction: centre_boxes(1, 8, f), rf"\(0, 1\], got {fraction}")
     bad(lambda: boxes_from_maps(maps, 6, []), "non-empty list of finite numbers")
     bad(lambda: boxes_from_maps(maps, 6, [float("nan")]), "finite numbers")
     bad(lambda: boxes_from_maps(maps, 6, [0.5], mode="cubic"), "'bilinear' or 'bicubic', got 'cubic'")
     good: Tensor = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
-    bad(lambda: iou_with_truth(good, torch.zeros(2, 4)), r"boxes \(B, T, 4\) and truth")
-    bad(lambda: iou_with_truth(good, torch.tensor([[5.0, 0.0, 1.0, 1.0]])), r"truth\[0, 0\].*not x y w h")
+    for boxes_, truth in (
+        (good, torch.zeros(2, 4)),
+        (good[0], torch.zeros(1, 4)),
+        (good[..., :3], torch.zeros(1, 4)),
+        (torch.zeros(1, 1, 2, 4), torch.zeros(1, 4)),
+        (good, torch.zeros(4)),
+        (good, torch.zeros(1, 1, 1, 4)),
+        (good, torch.zeros(1, 1, 3)),
+    ):
+        shapes = rf"boxes \(B, T, 4\) and truth .* got {re.escape(f'{tuple(boxes_.shape)} and ')}"
+        bad(lambda b=boxes_, t=truth: iou_with_truth(b, t), shapes)
+    bad(
+        lambda: iou_with_truth(good, torch.tensor([[5.0, 0.0, 1.0, 1.0]])),
+        r"truth\[0, 0\] is \[5.0, 0.0, 1.0, 1.0\]: needs x0 <= x1 and y0 <= y1 in pixels .*not x y w h\)$",
+    )
+    several = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 3)[None]
+    several[0, 2, 1] = 5
+    bad(lambda: iou_with_truth(several, good[0]), r"boxes\[0, 2\] is")
     bad(lambda: iou_with_truth(good * float("nan"), good[0]), r"boxes\[0, 0\] is \[nan")
     bad(lambda: localization_accuracy(iou[0]), r"shape \(N, T\)")
     bad(lambda: localization_accuracy(iou, torch.ones(3)), r"correct must have shape \(4,\), got \(3,\)")
-    bad(lambda: localization_accuracy(iou, criterion=50), r"\(0, 1\], got 50")
-    bad(lambda: pxap(maps, maps[:1] > 0), r"\(N, H, W\)")
+    for criterion in (50, 1.5, 0):
+        bad(lambda c=criterion: localization_accuracy(iou, criterion=c), rf"\(0, 1\], got {criterion}")
+    assert localization_accuracy(torch.ones(1, 1), criterion=1).gt_known.tolist() == [1.0]
+    bad(lambda: pxap(maps, maps[:1] > 0), r"\(N, H, W\), got \(2, 3, 3\) and \(1, 3, 3\)")
+    bad(lambda: pxap(maps[0], maps[0] > 0), r"\(N, H, W\), got \(3, 3\)")
+    bad(lambda: pxap(maps[:0], maps[:0] > 0), r"\(N, H, W\), got \(0, 3, 3\)")
     bad(lambda: pxap(maps + 1, maps > 0), "normalise_maps")
     bad(lambda: pxap(maps, maps > 2), "no pixel")
     bad(lambda: select_threshold(iou, [0.5, 0.4]), "2 increasing numbers")
+    bad(lambda: select_threshold(iou, [0.5, 0.5]), "2 increasing numbers")
     bad(lambda: select_threshold(iou, [0.5]), "one per column")

@@ -53,6 +53,17 @@ def test_probabilities_are_those_of_bayes_rule():
             PriorShift(LogisticRegression(), prior).fit(x, y)
 
 
+def test_names_of_features_are_the_classifiers_and_a_missing_label_is_told():
+    import pandas as pd
+
+    x, y = drawn([300, 100, 50], 0)
+    named = PriorShift(LogisticRegression()).fit(pd.DataFrame(x, columns=["left", "right"]), y)
+    assert named.feature_names_in_.tolist() == ["left", "right"]
+    assert not hasattr(PriorShift(LogisticRegression()).fit(x, y), "feature_names_in_")
+    with pytest.raises(ValueError, match=r"^Input y contains NaN"):
+        PriorShift(LogisticRegression()).fit(x[:3], [0.0, 1.0, np.nan])
+
+
 def test_it_is_cloned_piped_and_searched():
     x, y = drawn([300, 100, 50], 0)
     model = make_pipeline(StandardScaler(), PriorShift(LogisticRegression()))

@@ -60,6 +60,7 @@ def test_make_targets_exist(target):
 
 def commands() -> list[list[str]]:
     lines = [line.split("#")[0].strip() for block in fenced("") for line in block.splitlines()]
+    lines = [re.sub(r"^torchrun .* -m infocam_utils", "infocam", line) for line in lines]
     lines += re.findall(r"`(infocam [^`]+)`", README + (ROOT / "results" / "README.md").read_text())
     spelled_out = [
         line for line in dict.fromkeys(lines) if line.startswith("infocam") and "/NN.json" not in line
