@@ -17,7 +17,7 @@ from infocam_utils.cam import contrast_weights, info_cam
 from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.classifiers.anatomy import anatomy
 from infocam_utils.classifiers.backbones import classifier
-from infocam_utils.explain import read_images, stock_classifier
+from infocam_utils.explain import COLOURS, Explanation, read_images, stock_classifier
 
 K = 7
 
@@ -421,7 +421,176 @@ def test_an_explanation_knows_its_picture_and_says_what_it_shows(tmp_path):
     assert "what the map does not hold" in hidden_said
 
 
+def stated(images: Tensor | None = None, **changes) -> Explanation:
+    """Two explanations by the way "gradient" whose every number is known."""
+    values = {
+        "maps": torch.tensor([[[1.0, -2.0, 0.5], [0.0, 4.0, 0.0]], [[-1.0, 0.0, 0.0], [0.0, 0.0, 0.5]]]),
+        "logits": torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 2.0]]),
+        "labels": torch.tensor([0, 2]),
+        "log_odds": torch.tensor([3.0, 1.0]),
+        "offset": torch.tensor([0.5, 0.0]),
+        "residual": torch.tensor([0.25, 2.0]),
+        "images": torch.zeros(2, 3, 4, 6) if images is None else images,
+        "rivals": ((1, 2), (0,)),
+        "plain": False,
+        "way": "gradient",
+        "layer": "features",
+        "classes": ("robin", "sparrow", "wren"),
+    }
+    return Explanation(**values | changes)
+
+
+def test_what_is_said_adds_up():
+    found = stated()
+    assert found.sentences() == [
+        "robin against sparrow, wren: log odds +3.00 nats = mean of the map +2.25 + difference of biases "
+        "+0.50 + what the map does not hold +0.25",
+        "wren against robin: log odds +1.00 nats = mean of the map -1.00 + what the map does not hold +2.00",
+    ]
+    cam = stated(plain=True, way="linear", residual=torch.zeros(2), rivals=((), ()), classes=None)
+    assert cam.sentences() == [
+        "class 0: logit +3.00 nats = mean of the map +2.50 + difference of biases +0.50",
+        "class 2: logit +1.00 nats = mean of the map +1.00",
+    ]
+    assert found.facts(0) == {
+        "class": "robin",
+        "against": ["sparrow", "wren"],
+        "probability": pytest.approx(math.exp(3) / (math.exp(3) + math.exp(1) + 1)),
+        "log_odds": 3.0,
+        "mean_of_map": 2.25,
+        "offset": 0.5,
+        "residual": 0.25,
+        "way": "gradient",
+        "layer": "features",
+        "box": [2.0, 2.0, 4.0, 4.0],  # the level is 1: half way from −2 up to 4, three quarters from 4 to 0
+        "input": [4, 6],
+    }
+
+
+def test_some_of_the_images_are_taken_with_all_that_is_theirs():
+    found = stated()
+    for rows in ([1], slice(1, None), [-1]):
+        (part,) = (found[rows],)
+        assert len(part) == 1
+        assert part.rivals == ((0,),)
+        assert part.sentences() == found.sentences()[1:]
+        assert torch.equal(part.maps, found.maps[1:])
+    assert found[[1, 0]].rivals == ((0,), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "stretched"),
+    [
+        (0.1, 0.9, False),
+        (0.02, 1.0, False),
+        (-0.04, 1.04, False),  # rounding of the normalisation: cut off, not stretched
+        (-0.5, 0.9, True),
+        (0.1, 1.5, True),
+        (2.0, 2.5, True),  # a range below 1
+        (-3.0, 5.0, True),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_as_they_were_or_stretched_from_black_to_white(low, high, stretched, channels):
+    """Each on its own; both lie in one batch with an image that was normalised."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    if channels == 1:
+        mean, std = mean.mean()[None], std.mean()[None]
+    ramp = torch.linspace(0, 1, channels * 6).view(channels, 2, 3)
+    wanted = torch.stack([low + (high - low) * ramp, ramp])
+    found = stated((wanted - mean[:, None, None]) / std[:, None, None]).pictures()
+    shown = torch.stack([ramp if stretched else wanted[0].clamp(0, 1), ramp]).expand(2, 3, 2, 3) * 255
+    assert found.shape == (2, 2, 3, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(float) - shown.movedim(1, -1).numpy()).max() < 0.51
+
+
+def test_an_overlay_is_grey_where_the_map_is_zero_and_coloured_as_far_as_it_is_not():
+    """By the formula: grey between 0.2 and 0.95, three quarters of colour at the strongest."""
+    picture = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = stated(read_images((picture * 255).byte()))
+    blue, red = np.array(COLOURS[0]), np.array(COLOURS[1])
+    over, pictures = found.overlay(), found.pictures()
+    fine = torch.nn.functional.interpolate(found.maps[:, None], (4, 6), mode="bilinear")[:, 0]
+    assert over.dtype == np.uint8
+    for b, y, x in np.ndindex(2, 4, 6):
+        share = float(fine[b, y, x]) / float(found.maps[b].abs().max())
+        grey = 0.2 + 0.75 * pictures[b, y, x].mean() / 255
+        strength, colour = 0.75 * abs(share), red if share > 0 else blue
+        expected = 255 * (grey * (1 - strength) + colour * strength)
+        assert np.abs(over[b, y, x] - expected).max() < 0.51
+    nothing = stated(maps=torch.zeros(2, 2, 3)).overlay()
+    assert (nothing == nothing[..., :1]).all()
+
+
+def test_a_picture_is_cut_to_its_middle_and_comes_in_rgb(tmp_path):
+    """256 by 263 stay as they are: of 39 rows too many 19 go above."""
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (263, 256, 3), dtype=np.uint8))
+    torch.testing.assert_close(
+        read_images(photo), read_images(np.array(photo)[None, 19 : 19 + 224, 16 : 16 + 224])
+    )
+    wide = photo.transpose(Image.Transpose.ROTATE_90)
+    torch.testing.assert_close(
+        read_images(wide), read_images(np.array(wide)[None, 16 : 16 + 224, 19 : 19 + 224])
+    )
+    for mode in ("L", "RGBA", "P"):
+        other = photo.convert(mode)
+        other.save(tmp_path / f"{mode}.png")
+        for given in (other, tmp_path / f"{mode}.png"):
+            torch.testing.assert_close(read_images(given), read_images(other.convert("RGB")))
+
+
 # ---- the command
+
+
+def test_a_network_of_a_library_comes_with_names_and_transform(tmp_path, monkeypatch):
+    """Of torchvision, with its own classes or others; "imagenet" asks for its weights, a file for none."""
+    asked = []
+    get = torchvision.models.get_model
+
+    def get_model(name, **options):
+        asked.append((name, options))
+        return get(name, **options | ({"weights": None} if options["weights"] is not None else {}))
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    own = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    torch.manual_seed(0)
+    torch.save(get("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pt")
+    for weights in ("imagenet", tmp_path / "weights.pt"):
+        model, names, transform = stock_classifier("shufflenet_v2_x0_5", weights)
+        assert names == own.meta["categories"]
+        assert repr(transform) == repr(own.transforms())
+        assert not model.training
+    saved = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert asked == [
+        ("shufflenet_v2_x0_5", {"weights": own}),
+        ("shufflenet_v2_x0_5", {"weights": None, "num_classes": 1000}),
+    ]
+    with pytest.raises(
+        ValueError, match=r"^torchvision has no classifier 'qq'; did you mean \w+, \w+, \w+\?$"
+    ):
+        stock_classifier("qq", "imagenet")
+    with pytest.raises(ValueError, match=r"^other has no classifier 'resnet18'"):
+        stock_classifier("other:resnet18", "imagenet")
+
+
+def test_a_network_of_timm_comes_with_its_weights(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm", reason="timm is optional (pip install 'infocam[timm]')")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.pt")
+    model, names, transform = stock_classifier("timm:test_resnet", tmp_path / "w.pt", ["a", "b", "c"])
+    saved = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert (names, transform) == (["a", "b", "c"], None)
+    asked = []
+    monkeypatch.setattr(timm, "create_model", lambda name, **o: asked.append((name, o)) or model)
+    _, names, _ = stock_classifier("timm:test_resnet", "imagenet")
+    assert asked == [("test_resnet", {"pretrained": True, "num_classes": 1000})]
+    assert names == torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    with pytest.raises(ValueError, match=r"^timm has no classifier 'test_resnett'; did you mean test_resnet"):
+        stock_classifier("timm:test_resnett", "imagenet")
 
 
 @pytest.fixture
