@@ -3,6 +3,7 @@
 #   make test        lint, types, unit tests, notebooks, README
 #   make lab         open the notebooks in JupyterLab
 #   make bench       side-by-side speed tables
+#   make mutants     does a test notice when a line of the core changes? (an hour or two)
 #   make rehearsal   the paper's run on a drawn set of the official size, in FOLDER (WEIGHTS=FILE of MobileNetV2)
 # TORCH_INDEX=<address of PyTorch's own CPU wheel index> takes the CPU builds, a tenth of the size.
 SHELL := /bin/bash
@@ -20,9 +21,9 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test lint unit notebooks lab bench rehearsal lock clean help
+.PHONY: reproduce test lint unit notebooks lab bench mutants rehearsal lock clean help
 help:
-	@sed -n '2,7s/^# \{0,1\}//p' Makefile
+	@sed -n '2,8s/^# \{0,1\}//p' Makefile
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"; exit 2; }
@@ -68,6 +69,10 @@ lab: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m pip install -q --no-deps torchcam grad-cam ttach opencv-python-headless
 	@for b in tests/benchmarks/bench_*.py; do $(BIN)/python $$b; done
+
+mutants: $(READY)
+	@$(BIN)/python -m pip install -q mutmut==3.8.1 timm
+	@$(BIN)/python tests/mutants.py
 
 FOLDER ?= build/rehearsal
 WEIGHTS ?= none

@@ -78,7 +78,7 @@ def _mean_share(p0: float, p1: float, s0: float, s1: float) -> float:
     if s0 > s1:
         p0, p1, s0, s1 = p1, p0, s1, s0
     if s0 <= 1e-15 * s1:
-        return p1 / s1 if s1 > 0 else 0.0
+        return p1 / s1
     g = s1 / s0 - 1
     if g < 0.02:  # where the closed form cancels: the logarithm's series
         rising = 1 / 2 - g * (1 / 3 - g * (1 / 4 - g * (1 / 5 - g * (1 / 6 - g / 7))))

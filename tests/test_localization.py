@@ -125,6 +125,21 @@ def test_a_saddle_on_the_level_does_not_join() -> None:
     assert boxes_from_maps(torch.eye(2)[None].flip(-1), 8, [0.5]).tolist() == [[[4, 0, 8, 4]]]
 
 
+@pytest.mark.parametrize("growth", [1e-9, 1e-3, 0.01, 0.0199, 0.0201, 0.5, 100.0])
+def test_mean_of_a_ratio_of_lines_to_eleven_digits(growth: float) -> None:
+    """Above and below where the closed form gives way to a series; from either end, and to a zero."""
+    s0, s1 = 0.7, 0.7 * (1 + growth)
+    for p0, p1 in ((0.0, 0.6), (0.5, 0.0), (0.3, 0.7)):
+        ratio = integrate.quad(
+            lambda u, p=p0, q=p1: (p + (q - p) * u) / (s0 + (s1 - s0) * u), 0, 1, epsabs=0, epsrel=1e-13
+        )[0]
+        assert localization._mean_share(p0, p1, s0, s1) == pytest.approx(ratio, rel=2e-11)
+        assert localization._mean_share(p1, p0, s1, s0) == pytest.approx(ratio, rel=2e-11)
+    assert localization._mean_share(0.0, 0.4, 0.0, 0.5) == pytest.approx(0.8)
+    assert localization._mean_share(0.0, 0.0, 0.3, 0.5) == 0
+    assert localization._mean_share(0.3, 0.5, 0.3, 0.5) == 1
+
+
 def test_area_of_a_cell_equals_integration() -> None:
     rng = np.random.default_rng(0)
     cases = [*rng.normal(size=(300, 4)), *rng.integers(-2, 3, (100, 4)).astype(float)]
