@@ -32,7 +32,7 @@ def prepare() -> None:
     shutil.rmtree(COPY, ignore_errors=True)
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
-        if name.startswith(("infocam_utils/", "tests/", "notebooks/", "pyproject.toml", "README.md")):
+        if name.startswith(("infocam_utils/", "tests/", "notebooks/", "pyproject.toml")):
             (COPY / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, COPY / name)
     kernels = COPY / "infocam_utils" / "localization.py"
