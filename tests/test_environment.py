@@ -70,3 +70,12 @@ def test_an_environment_made_from_the_lock_has_its_versions(package):
     if not (Path(sys.prefix) / ".ready").exists():
         pytest.skip("this environment was not made by make")
     assert Version(Version(version(package)).public.split("+")[0]) in locked()[package]
+
+
+def test_the_package_lists_its_names_and_has_no_others():
+    import infocam_utils
+
+    assert set(infocam_utils.__all__) <= set(dir(infocam_utils))
+    assert all(getattr(infocam_utils, name) is not None for name in infocam_utils.__all__)
+    with pytest.raises(AttributeError, match=r"module 'infocam_utils' has no attribute 'PCSoftmax'"):
+        infocam_utils.PCSoftmax  # noqa: B018

@@ -243,6 +243,28 @@ def test_a_replaced_head_is_used_and_another_structure_noticed():
     assert cam(images).way == "gradient"
 
 
+@pytest.mark.parametrize(
+    "other", [lambda x, out: out(x.amax((2, 3))), lambda x, out: out(x.mean((2, 3))).tanh()]
+)
+def test_a_network_that_computes_a_batch_otherwise_than_few_images_is_refused(other):
+    class Moody(Frozen):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.out(x.mean((2, 3))) if len(x) < 3 else other(x, self.out)
+
+    cam = InfoCAM(Moody())
+    assert cam(torch.randn(2, 3, 16, 16)).way == "linear"
+    with pytest.raises(RuntimeError, match="Moody computes the images of one batch in different ways; pass"):
+        cam(torch.randn(3, 3, 16, 16))
+
+
+def test_a_linear_layer_without_bias_leaves_nothing_outside_the_map():
+    pooled = nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    found = InfoCAM(nn.Sequential(*pooled, nn.Linear(8, K, bias=False)), 1)(torch.randn(2, 3, 16, 16), [0, 2])
+    assert found.offset.tolist() == [0, 0]
+    torch.testing.assert_close(found.maps.mean((1, 2)), found.log_odds)
+
+
 @pytest.mark.parametrize("make", [lambda: torchvision.models.resnet18(num_classes=K), hidden])
 def test_a_head_that_starts_at_zero_gives_maps_of_zeros(make):
     model = make()
@@ -330,6 +352,8 @@ def test_classes_by_name_number_list_and_tensor():
         "sparrow against finch",
         "sparrow against wren",
     ]
+    from_array = InfoCAM(model, against=np.array([4, 3, 2]))(images, np.array([0, 1, 1]))
+    torch.testing.assert_close(from_array.maps, own.maps)
     alone = InfoCAM(model, against=4)(images[:1], 0)
     torch.testing.assert_close(own.maps[:1], alone.maps)
     for against, words in ((None, "robin"), ("others", "robin against all others")):
@@ -385,6 +409,9 @@ def test_images_come_as_tensors_arrays_pictures_and_paths(tmp_path):
     for bad in (torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 8, 8).long()):
         with pytest.raises(ValueError, match="images must be"):
             read_images(bad)
+    sizes = [torch.zeros(3, 9, 8), torch.zeros(3, 8, 8)]
+    with pytest.raises(ValueError, match=r"images must come to one size, got \[\(3, 8, 8\), \(3, 9, 8\)\]"):
+        read_images(pictures, transform=lambda picture: sizes.pop())
     with pytest.raises(TypeError, match="a PIL image or a path, was int"):
         read_images([3])
 
@@ -409,6 +436,9 @@ def test_an_explanation_knows_its_picture_and_says_what_it_shows(tmp_path):
     assert box.shape == (3, 4)
     for part, name in ((found[:1], "one.png"), (found, "all.svg"), (found[[2, 0]], "two.pdf")):
         assert part.save(tmp_path / name).stat().st_size > 2000
+    titles = [part.show(title="Why?").get_suptitle() for part in (found[:1], found)]
+    assert titles == ["Why?"] * 2
+    assert found[:1].show().get_suptitle() == said
     fig = found[:1].show()
     fig.canvas.draw()
     texts = [text.get_text() for text in fig.findobj(lambda a: hasattr(a, "get_text"))]

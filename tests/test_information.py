@@ -206,6 +206,12 @@ def test_a_prior_that_was_rounded_to_zero_is_not_loaded():
 # --- PMI and MI
 
 
+def test_a_state_without_the_prior_may_leave_the_loss_its_own():
+    loss = PCSoftmaxLoss([0.25, 0.75])
+    assert loss.load_state_dict({}, strict=False).missing_keys == ["prior"]
+    assert loss.prior.tolist() == [0.25, 0.75]
+
+
 def test_pmi_under_a_uniform_prior_is_log_k_plus_log_softmax(batch):
     logits, _, _ = batch
     expected = math.log(K) + logits.log_softmax(-1)

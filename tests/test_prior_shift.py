@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -62,6 +62,20 @@ def test_names_of_features_are_the_classifiers_and_a_missing_label_is_told():
     assert not hasattr(PriorShift(LogisticRegression()).fit(x, y), "feature_names_in_")
     with pytest.raises(ValueError, match=r"^Input y contains NaN"):
         PriorShift(LogisticRegression()).fit(x[:3], [0.0, 1.0, np.nan])
+
+
+def test_a_classifier_that_counts_no_features_is_taken_too():
+    class Constant(ClassifierMixin, BaseEstimator):
+        def fit(self, X, y):
+            self.classes_ = np.unique(y)
+            return self
+
+        def predict_proba(self, X):
+            return np.tile([0.75, 0.25], (len(X), 1))
+
+    model = PriorShift(Constant()).fit([[0.0]] * 4, ["a", "a", "a", "b"])
+    assert not hasattr(model, "n_features_in_")
+    np.testing.assert_allclose(model.predict_proba([[1.0]]), [[0.5, 0.5]])
 
 
 def test_it_is_cloned_piped_and_searched():
