@@ -160,7 +160,7 @@ class Explanation:
         size = (int(self.images.shape[2]), int(self.images.shape[3]))
         fine = F.interpolate(self.maps[:, None].float().cpu(), size, mode="bilinear", align_corners=False)
         share = fine / self.maps.float().cpu().abs().amax((1, 2))[:, None, None, None].clamp_min(1e-30)
-        signed = share.clamp(-1, 1).movedim(1, -1).numpy()  # (B, H, W, 1)
+        signed = share.movedim(1, -1).numpy()  # (B, H, W, 1)
         grey: np.ndarray = self.pictures().mean(-1, keepdims=True) / 255 * 0.75 + 0.2
         colour = np.where(signed < 0, np.array(COLOURS[0]), np.array(COLOURS[1]))
         strength = 0.75 * np.abs(signed)

@@ -499,13 +499,13 @@ def test_what_is_said_adds_up():
 
 def test_some_of_the_images_are_taken_with_all_that_is_theirs():
     found = stated()
-    for rows in ([1], slice(1, None), [-1]):
+    for rows in ([1], slice(1, None), [-1], (1,)):
         (part,) = (found[rows],)
         assert len(part) == 1
         assert part.rivals == ((0,),)
         assert part.sentences() == found.sentences()[1:]
         assert torch.equal(part.maps, found.maps[1:])
-    assert found[[1, 0]].rivals == ((0,), (1, 2))
+    assert found[[1, 0]].rivals == found[(1, 0)].rivals == ((0,), (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -549,8 +549,31 @@ def test_an_overlay_is_grey_where_the_map_is_zero_and_coloured_as_far_as_it_is_n
         strength, colour = 0.75 * abs(share), red if share > 0 else blue
         expected = 255 * (grey * (1 - strength) + colour * strength)
         assert np.abs(over[b, y, x] - expected).max() < 0.51
+    assert np.array_equal(
+        stated(found.images, maps=found.maps / 100).overlay(), over
+    )  # each on its own scale
     nothing = stated(maps=torch.zeros(2, 2, 3)).overlay()
     assert (nothing == nothing[..., :1]).all()
+
+
+def test_a_figure_has_a_place_for_every_map_and_bars_of_probabilities(tmp_path, monkeypatch):
+    found = stated()
+    one, five = found[:1].show(), found[[0, 1, 0, 1, 0]].show()
+    assert one.get_size_inches().tolist() == [10.5, 3.6]
+    assert found.show().get_size_inches().tolist() == pytest.approx([6.8, 3.3])
+    assert five.get_size_inches().tolist() == pytest.approx([13.6, 6.6])  # four in a row
+    bars = one.axes[2]
+    probabilities = (100 * found.logits[0].softmax(0)).tolist()
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx(probabilities[::-1])
+    assert [text.get_text() for text in bars.get_yticklabels()] == ["wren", "sparrow", "robin"]
+    colours = [(*COLOURS[0], 1.0), (*COLOURS[0], 1.0), (*COLOURS[1], 1.0)]  # the rivals', and the class's
+    assert [bar.get_facecolor() for bar in bars.patches] == colours
+    asked = []
+    monkeypatch.setattr(Explanation, "show", lambda self, *options: asked.append(options) or one)
+    found.save(tmp_path / "one.png", 0.3, "Why?")
+    found.save(tmp_path / "one.png")
+    assert asked == [(0.3, "Why?"), (0.5, None)]
+    assert Image.open(tmp_path / "one.png").size == (1575, 540)  # 150 dots an inch
 
 
 def test_a_picture_is_cut_to_its_middle_and_comes_in_rgb(tmp_path):

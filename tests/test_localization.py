@@ -334,6 +334,7 @@ def test_pxap_equals_average_precision() -> None:
     maps = torch.from_numpy(levels).double() / 1000 + 1e-9
     expected = average_precision_score(masks.ravel(), levels.ravel())
     assert pxap(maps.clamp(max=1.0), torch.from_numpy(masks)) == pytest.approx(expected, abs=1e-9)
+    assert pxap(maps / 2, torch.from_numpy(masks), levels=2000) == pytest.approx(expected, abs=1e-9)
     assert pxap(torch.from_numpy(masks).float(), torch.from_numpy(masks)) == 1.0
     assert pxap(torch.zeros(3, 20, 20), torch.from_numpy(masks)) == pytest.approx(masks.mean())
 
@@ -345,8 +346,8 @@ def test_selected_threshold_is_the_middle_of_the_longest_best_stretch() -> None:
     counts = torch.tensor([[0.6, 0.6, 0.0], [0.6, 0.6, 0.6], [0.0, 0.6, 0.6]])
     assert select_threshold(counts, [0.1, 0.2, 0.3]) == 1
     assert select_threshold(counts, [0.1, 0.2, 0.3], torch.tensor([True, False, False])) == 0
-    once = torch.tensor([1, 0, 1, 1, 1, 0, 1]).double()  # a gap of one parts two stretches
-    assert select_threshold(once[None], thresholds[:7]) == 3
+    parted = torch.tensor([1, 0, 1, 0, 1, 1, 1, 1]).double()  # by gaps of one
+    assert select_threshold(parted[None], thresholds[:8]) == 5
     halves = torch.tensor([[0.6, 0.4]] * 2 + [[0.1, 0.4]])
     assert [select_threshold(halves, [0.1, 0.2], criterion=c) for c in (0.5, 0.4)] == [0, 1]
 

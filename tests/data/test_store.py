@@ -471,15 +471,27 @@ def test_an_entry_travels_whole_or_not_at_all(tmp_path):
         (files | {"layer.0.weight.npy": files["layer.0.weight.npy"][:-1] + b"x"}, "damaged"),
         (files | {"../outside.npy": b""}, "files that no entry has"),
         ({"layer.0.weight.npy": b""}, "none that describes it"),
-        ({"entry.json": files["entry.json"]}, "damaged"),
+        ({"entry.json": files["entry.json"]}, f"^{entry.name} came damaged"),
     ):
         with pytest.raises(ValueError, match=message):
             here.bring(entry.name, wrong)
         assert not [path for path in here.folder.glob("*") if path.suffix != ".lock"]
     with pytest.raises(ValueError, match="not the name of its key"):
         here.bring("ones-" + 24 * "0", files)
-    for _ in range(2):  # a second time nothing is done
-        here.bring(entry.name, files)
+    here.bring(entry.name, files)
+    place = (here.folder / entry.name).stat().st_ino
+    here.bring(entry.name, files)  # a second time nothing is done
+    assert (here.folder / entry.name).stat().st_ino == place
     assert here.has("ones", {"n": 2})
     assert here.get("ones", {"n": 2}, lambda draft: 1 / 0)["layer.0.weight"].tolist() == [1, 1]
     assert not (tmp_path / "outside.npy").exists()
+
+
+def test_what_comes_to_a_full_disk_is_told_with_the_folder(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.get("ones", {}, lambda draft: {"x": np.ones(2)})
+    entry = entry_of(store)
+    files = {path.name: path.read_bytes() for path in entry.iterdir()}
+    monkeypatch.setattr(Path, "mkdir", refusing(errno.ENOSPC))
+    with pytest.raises(OSError, match=rf"No space left on device in {tmp_path}/there/cache: make room"):
+        Store(tmp_path / "there").bring(entry.name, files)
