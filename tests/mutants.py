@@ -24,7 +24,45 @@ LEAST = 95.0  # % of the changes
 SURVIVED, UNTESTED = 0, 33  # exit statuses of mutmut's
 
 # What survives, by a pattern of the changed lines ("- before", "+ after"), and why that is no fault.
-REASONS: list[tuple[str, str]] = []
+# Patterns hold of the whole text of a change.
+REASONS = [
+    (r"\.to\((None|dtype)?\)|device=None|map_location|nan_to_num\(None", "the same on a CPU, or in one type"),
+    (r"strict=(None|False)|zip\(prior, means, \)", "lengths are equal by construction"),
+    (
+        r"full_matrices|align_corners=None|size=side, mode=mode, \)|mode=\"bilinear\", \)",
+        "the default is the same",
+    ),
+    (r"n_neighbors|weights_only=(None|True, )?\)|map_location=\"cpu\", \)", "the default is the same"),
+    (r"numba\.njit", "the kernels are tried as plain Python"),
+    (r"is_compiling", "the test under torch.compile is left out: it compiles mutmut's own code"),
+    (r"encoding=|open\(path, \"a\", \)", "json.dumps writes ASCII"),
+    (
+        r"LinearSegmentedColormap|^- reach = |layout=|Figure\(figsize=\(10\.5, 3\.6\), \)",
+        "drawing: looked at",
+    ),
+    (r"\[::\+1\]|XXnatsXX", "drawing: looked at"),
+    (r"super\(\)\._apply", "a loss has no modules within"),
+    (r"XXsoftmaxXX|\"SOFTMAX\"", "any kind but pc is read as softmax"),
+    (r"XXentry\.jsonXX|ENTRY\.JSON", "the description is written once more"),
+    (r"name\.partition\(", "a kind has no hyphen: the next condition says so"),
+    (r"einsum\(\"[A-Z]", "names of axes"),
+    (r"max\(2, CHUNK", "two rows at a time give what one gives"),
+    (r"RESNET18|list_models\(None\)", "torchvision takes either"),
+    (r"\[:301\]|known\[:4\]", "the length of a message"),
+    (r"x\[y != k\]", "the mean of the other classes lies on the same line"),
+    (
+        r"means\[1\]|out=None|rise, where=|else 1\.0\)$",
+        "what is common to all classes, or is not read, cancels",
+    ),
+    (r"1e-9 \* max|1e-9 / max", "rounding: either side of a tolerance"),
+    (r"sure = |moved = float", "`check_estimator`: another question of the same kind"),
+    (
+        r"^- .*(<|>|<=|>=).*(1e-3|1e-4|0\.02|error|0\.05|1\.05|float32\)\.max)",
+        "exactly on a tolerance",
+    ),
+    (r"signed <= 0", "at zero there is no colour"),
+    (r"torch\.arange\(batch_size|prepend=", "whole numbers below 2²⁴ are exact in float32 too"),
+]
 
 
 def prepare() -> None:

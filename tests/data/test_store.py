@@ -68,7 +68,10 @@ def test_an_entry_is_made_once_and_mapped_read_only(store: Store, tmp_path: Path
     for arrays in (first, second):
         assert whole(arrays)
         assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in arrays.values())
-    assert json.loads((entry_of(store) / "entry.json").read_text())["key"] == KEY
+    entry = entry_of(store)
+    files = {path.name: module.file_digest(path) for path in entry.glob("*.npy")}
+    assert json.loads((entry / "entry.json").read_text()) == {"key": KEY, "files": files}
+    assert (entry / "counted.npy").stat().st_size == 128 + 4000  # not a byte more is reserved
 
 
 def test_an_entry_is_found_by_everything_in_the_key_and_nothing_else(store: Store) -> None:
@@ -344,6 +347,17 @@ def test_roots_prefer_the_parameter_then_the_environment(
     assert module.output_root() == tmp_path / "runs" / "interactive"
 
 
+def test_a_checkout_has_notebooks_and_a_project_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKAGE", tmp_path / "infocam_utils")
+    assert module.checkout() is None
+    (tmp_path / "notebooks").mkdir()
+    assert module.checkout() is None
+    (tmp_path / "pyproject.toml").touch()
+    assert module.checkout() == tmp_path
+    (tmp_path / "notebooks").rmdir()
+    assert module.checkout() is None
+
+
 def test_a_write_that_fails_midway_leaves_the_old_content_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +387,7 @@ PACKAGE = {
     "__init__.py": "",
     "root.py": "x = 1",
     "alone.py": "x = 1",
-    "a/__init__.py": "from tiny.a import settings",
+    "a/__init__.py": "from . import settings",
     "a/settings.py": "x = 1",
     "a/used.py": "import os\nfrom tiny import root",
     "a/deep/__init__.py": "",
@@ -428,6 +442,13 @@ def test_code_digest_follows_every_import_and_nothing_else(tiny: Path) -> None:
 def test_code_digest_follows_the_code_not_its_layout(tiny: Path) -> None:
     before = code_digest("start")
     (tiny / "root.py").write_text('"""What x is."""\n\nx=1  # one\n')
+    code_digest.cache_clear()
+    assert code_digest("start") == before
+    for other in ("x = 1\nprint(x)", "x = 1\nx"):  # no docstring
+        (tiny / "root.py").write_text(other)
+        code_digest.cache_clear()
+        assert code_digest("start") != before
+    (tiny / "root.py").write_text("x = 1")
     code_digest.cache_clear()
     assert code_digest("start") == before
     (tiny / "root.py").write_text("x = 2")
