@@ -61,6 +61,11 @@ REASONS = [
         "exactly on a tolerance",
     ),
     (r"signed <= 0", "at zero there is no colour"),
+    (r"indent=|SHA256|exist_ok=None|sort_keys=True, \)", "layout, or another name of the same"),
+    (r"timeout=1\)", "waits a second for the same"),
+    (r"st_mtime > float", "made in the very instant"),
+    (r"prior\.device\.type|np\.(as)?array\(.*self\.prior", "float64 or the finest the given has: rounding"),
+    (r"np\.arange\(257\)", "a colour beyond the last is the last"),
     (r"torch\.arange\(batch_size|prepend=", "whole numbers below 2²⁴ are exact in float32 too"),
 ]
 
