@@ -13,7 +13,6 @@ import io
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -256,17 +255,3 @@ def test_a_run_that_ends_at_any_point_is_gone_on_with(tmp_path, monkeypatch, kin
         lambda _, target: target.parent.mkdir(exist_ok=True) or target.write_text("x"),
     )
     assert every_point(tmp_path, ran, done, kind, prepare=made) > 15
-
-
-def test_two_runs_on_one_store_train_each_network_once_and_agree(tmp_path):
-    options = "-p dataset=digits -p frozen=false -p passes=660 -p few=12 -p seeds=[0,1]".split()
-    environment = os.environ | {"INFOCAM_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-    folders, running = [tmp_path / "a", tmp_path / "b"], []
-    for folder in folders:
-        command = [sys.executable, "-m", "infocam_utils", "run", "03", "--profile", "smoke", *options]
-        running.append(subprocess.Popen([*command, "--output", str(folder)], env=environment))
-    assert [one.wait(timeout=300) for one in running] == [0, 0]
-    one, other = ((folder / "results" / "03.csv").read_bytes() for folder in folders)
-    assert one == other
-    assert len([*(tmp_path / "data" / "cache").glob("network-*/entry.json")]) == 6
-    assert not [*(tmp_path / "data" / "cache").glob("*.draft")]

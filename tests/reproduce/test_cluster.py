@@ -1,7 +1,6 @@
 """Many machines, as processes that share nothing: a killed worker, and workers that cannot work."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -206,7 +205,7 @@ def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
     assert cluster._gpus() == []
 
 
-def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_leaves_what_is_done(tmp_path):
     """A terminal's: to the command and to its workers."""
     options = "-p dataset=digits -p frozen=false -p passes=6600 -p few=12 -p seeds=[0,1]".split()
     command = [sys.executable, "-m", "infocam_utils", "run", "03", "--profile", "smoke", *options]
@@ -226,9 +225,7 @@ def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(tmp_path):
     assert running.returncode == 130, said
     assert "interrupted; what is finished is kept, and the same command goes on from there" in said
     assert "Traceback" not in said
-    again = subprocess.run([*command, "--dry-run"], **how, timeout=120)
-    assert again.returncode == 0
-    assert re.search(r"6 tasks, [1-5] in the store already", again.stdout), again.stdout
+    assert 1 <= len([*(tmp_path / "data" / "cache").glob("task-*/entry.json")]) < 6
 
 
 def test_no_scheduler_and_no_worker_are_told(machines, tmp_path):
@@ -242,20 +239,45 @@ def test_no_scheduler_and_no_worker_are_told(machines, tmp_path):
 BOOK = """
 import os
 from infocam_utils.experiments import recipe as recipes
+from infocam_utils.classifiers.training import state_digest
 made = recipes.recipe(dataset, data_dir, **recipe)
-recipes.network(made, 0, data_dir)
 print("devices", made.devices, "world", os.environ.get("WORLD_SIZE"), os.environ.get("MASTER_PORT"))
+print(*[state_digest(recipes.network(made, seed, data_dir)) for seed in seeds])
 """
+DIGITS = {"frozen": False, "passes": 660, "few": 12, "weights": "none"}
+
+
+def write_book(folder):
+    """A notebook that trains networks of digits and says what they are."""
+    given = f"dataset = 'digits'\nseeds = [0, 1]\nlimit = None\ndata_dir = None\nrecipe = {DIGITS}"
+    cells = [new_code_cell(given, metadata={"tags": ["parameters"]}), new_code_cell(BOOK)]
+    (folder / "notebooks" / "profiles").mkdir(parents=True)
+    (folder / "notebooks" / "profiles" / "quick.yaml").write_text("")
+    nbformat.write(new_notebook(cells=cells), folder / "notebooks" / "03_x.ipynb")
+
+
+def said_by_book(output):
+    outputs = nbformat.read(output / "notebooks" / "03_x.ipynb", 4).cells[-1].outputs
+    return "".join(one.text for one in outputs if one.get("name") == "stdout").splitlines()
+
+
+def test_two_runs_on_one_store_train_each_network_once_and_agree(tmp_path):
+    write_book(tmp_path)
+    environment = os.environ | {"INFOCAM_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "infocam_utils", "run", "--notebooks", "notebooks", "--output"]
+    how = {"cwd": tmp_path, "env": environment}
+    running = [subprocess.Popen([*command, name], **how) for name in ("a", "b")]
+    assert [one.wait(timeout=300) for one in running] == [0, 0]
+    one, other = (said_by_book(tmp_path / name) for name in ("a", "b"))
+    assert one == other
+    assert len(set(one[1].split())) == 2
+    assert len({name.split("/")[0] for name in contents(tmp_path / "data")}) == 2
+    assert not [*(tmp_path / "data" / "cache").glob("*.draft")]
 
 
 def test_torchruns_processes_train_together_and_the_first_runs_the_notebooks(tmp_path):
     """The networks of `devices=2` to the bit, in the first process's store, where the notebook finds them."""
-    small = {"frozen": False, "passes": 660, "few": 12, "weights": "none"}
-    given = f"dataset = 'digits'\nseeds = [0, 1]\nlimit = None\ndata_dir = None\nrecipe = {small}"
-    cells = [new_code_cell(given, metadata={"tags": ["parameters"]}), new_code_cell(BOOK)]
-    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
-    (tmp_path / "notebooks" / "profiles" / "quick.yaml").write_text("")
-    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "03_x.ipynb")
+    write_book(tmp_path)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = ["-m", "infocam_utils", "run", "--notebooks", "notebooks", "--output", "out"]
     environment = os.environ | {"INFOCAM_DATA": str(tmp_path / "data"), "CUDA_VISIBLE_DEVICES": ""}
@@ -264,13 +286,9 @@ def test_torchruns_processes_train_together_and_the_first_runs_the_notebooks(tmp
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("1 of 1 notebooks done") == 1
-    book = nbformat.read(tmp_path / "out" / "notebooks" / "03_x.ipynb", 4)
-    assert book.cells[-1].outputs[0].text == "devices 2 world None None\n"
-    tasks = work.tasks_of(
-        "03_x",
-        {"dataset": "digits", "seeds": [0, 1], "limit": None, "data_dir": None}
-        | {"recipe": small | {"devices": 2}},
-    )
+    assert said_by_book(tmp_path / "out")[0] == "devices 2 world None None"
+    given = {"dataset": "digits", "seeds": [0, 1], "limit": None, "data_dir": None}
+    tasks = work.tasks_of("03_x", given | {"recipe": DIGITS | {"devices": 2}})
     trained = contents(tmp_path / "data")
     assert len({name.split("/")[0] for name in trained}) == len(tasks) == 6
     work.compute(tasks[0], tmp_path / "spawned")
