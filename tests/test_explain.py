@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from infocam_utils import InfoCAM
-from infocam_utils.cam import contrast_weights, info_cam
+from infocam_utils.cam import contrast_weights, info_cam, region_sum
 from infocam_utils.classifiers.adapt import Classifier
 from infocam_utils.classifiers.anatomy import anatomy
 from infocam_utils.classifiers.backbones import classifier
@@ -258,6 +258,49 @@ def test_a_network_that_computes_a_batch_otherwise_than_few_images_is_refused(ot
         cam(torch.randn(3, 3, 16, 16))
 
 
+def test_a_network_has_its_own_transform_and_may_have_no_parameters():
+    """Its weights a buffer: the gradient's way, in the images' own type and place."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.ReLU()
+            self.register_buffer("weight", torch.randn(K, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.features(x).mean((2, 3)) @ self.weight.T
+
+    torch.manual_seed(0)
+    model, photo = Fixed(), Image.new("RGB", (30, 20), "red")
+    found = InfoCAM(model, 1, layer="features", transform=lambda picture: torch.ones(3, 4, 4))(photo, 0)
+    assert found.images.tolist() == torch.ones(1, 3, 4, 4).tolist()
+    odds = (model.weight[0] - model.weight[1]).sum()
+    torch.testing.assert_close(found.log_odds, odds[None])
+    torch.testing.assert_close(found.maps, odds.expand(1, 4, 4))
+
+
+def test_sums_over_regions_take_either_padding_and_refuse_another_before_any_image():
+    torch.manual_seed(0)
+    model, images = Frozen(), torch.randn(2, 3, 16, 16)
+    plain = InfoCAM(model, 1)(images, 0)
+    for padding in ("same", "full"):
+        summed = InfoCAM(model, 1, region=3, padding=padding)(images, 0)
+        torch.testing.assert_close(summed.maps, region_sum(plain.maps, 3, padding))
+        torch.testing.assert_close(summed.residual, plain.residual)
+    with pytest.raises(ValueError, match="padding must be one of"):
+        InfoCAM(model, padding="valid")
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}])
+def test_a_layer_norm_may_lack_scale_and_shift(options):
+    model = Normed().double()
+    model.norm = nn.LayerNorm(8, dtype=torch.float64, **options)
+    found = InfoCAM(model, 1)(torch.randn(2, 3, 16, 16), [0, 2])
+    assert found.way == "norm"
+    assert found.maps.dtype == found.offset.dtype == torch.float64
+    torch.testing.assert_close(found.maps.mean((1, 2)) + found.offset, found.log_odds)
+
+
 def test_a_linear_layer_without_bias_leaves_nothing_outside_the_map():
     pooled = nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     found = InfoCAM(nn.Sequential(*pooled, nn.Linear(8, K, bias=False)), 1)(torch.randn(2, 3, 16, 16), [0, 2])
@@ -365,9 +408,14 @@ def test_classes_by_name_number_list_and_tensor():
         ("rob", r"no class 'rob'; did you mean 'robin'"),
         ("jay", r"'jay' is the name of classes \[5, 6\]"),
         ("emu", "no class 'emu'; see classes"),
+        ("ROBIN", "no class 'ROBIN'; did you mean 'robin'?"),
     ):
         with pytest.raises(ValueError, match=message):
             InfoCAM(model, given, classes=names)
+    four = [f"wren {k}" for k in range(4)] + names[:3]
+    with pytest.raises(ValueError, match=r"did you mean 'wren \d', 'wren \d', 'wren \d'\?$"):
+        InfoCAM(model, "wren 9", classes=four)
+    assert InfoCAM(model, against=np.int64(4))(images[:1], 0).question(0) == "class 0 against class 4"
     with pytest.raises(ValueError, match=r"neither 'others', .* nor a class; pass classes="):
         InfoCAM(model, "robin")
     with pytest.raises(TypeError, match="a number or a name"):

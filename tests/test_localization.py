@@ -240,7 +240,9 @@ def test_pixel_boxes_label_the_enlarged_map(mode: str) -> None:
     enlarged = normalise_maps(F.interpolate(maps[:, None], size=(40, 60), mode=mode)[:, 0]).numpy()
     assert np.array_equal(boxes, pixels_above(enlarged, levels.numpy())[0])
     if mode == "bicubic":
-        assert torch.equal(boxes_from_maps(maps, (40, 60), levels, mode), boxes)
+        again = boxes_from_maps(maps, (40, 60), levels, mode)
+        assert torch.equal(again, boxes)
+        assert again.dtype == boxes.dtype == torch.float32
 
 
 def test_pixels_above_a_level_are_those_of_the_maps_own_precision() -> None:
@@ -336,6 +338,8 @@ def test_pxap_equals_average_precision() -> None:
     assert pxap(maps.clamp(max=1.0), torch.from_numpy(masks)) == pytest.approx(expected, abs=1e-9)
     assert pxap(maps / 2, torch.from_numpy(masks), levels=2000) == pytest.approx(expected, abs=1e-9)
     assert pxap(torch.from_numpy(masks).float(), torch.from_numpy(masks)) == 1.0
+    close = torch.tensor([[[0.4994, 0.4999, 0.1]]]), torch.tensor([[[False, True, False]]])
+    assert [pxap(*close), pxap(*close, levels=10_000)] == [0.5, 1.0]  # a thousandth is the resolution
     assert pxap(torch.zeros(3, 20, 20), torch.from_numpy(masks)) == pytest.approx(masks.mean())
 
 
