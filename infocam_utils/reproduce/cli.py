@@ -115,7 +115,7 @@ def run(
     if group:
         if workers or scheduler or fresh:
             raise Refused("under torchrun neither --workers, --scheduler nor --fresh")
-        overrides = {"devices": str(group[1])} | overrides
+        overrides = overrides | {"devices": str(group[1])}
 
     if record is not None and (notebooks or profile):
         raise Refused("--from names the notebook and the profile itself; give neither beside it")
