@@ -45,6 +45,22 @@ REASONS = [
     ),
     (r"^estimators: nearest", r"labels, random_state", "another way to say the default"),
     (ANY, r"weights_only=None|\"cpu\", \)", "another way to say the default"),
+    (
+        r"^cam: contrast_weights|^explain: ",
+        r"weight\.device, |labels\.to\(torch|to\(parameter\.dtype\)|\(v, \)|logits\.dtype, \)|dtype = None",
+        "the same in one type and on a CPU",
+    ),
+    (r"^cam: rival_classes", "sign = ", "a scale does not change an order"),
+    (
+        r"^data/store: ",
+        r"_is_good\(entry, None\)|allow_nan=None|FRESH_SINCE\"\) or 1",
+        "made again to the same, or the same to JSON, or 1970",
+    ),
+    (
+        r"^explain: InfoCAM\.__call__",
+        r"shape\[2:\]|range\(3\)",
+        "a network has one number of channels; twice is enough",
+    ),
     (ANY, r"einsum\(\"[A-Z]", "names of axes"),
     (
         ANY,
@@ -71,7 +87,7 @@ REASONS = [
     (r"^explain: ", r"\[:301\]|\[:4\]", "the length of a message"),
     (
         r"^explain: |^cam: _chosen",
-        r"zeros\(2, 1, 1\)|or True else int\(given\)|view\(-1\)\.expand",
+        r"zeros\((2, 1, 1|1, 2, 1|1, 1, 2)\)|or True else int\(given\)|view\(-1\)\.expand",
         "either is taken",
     ),
     (r"^estimators: nearest", r"x\[y != k\]", "the mean of the other classes lies on the same line"),

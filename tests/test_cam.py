@@ -298,3 +298,14 @@ def test_the_common_vector_has_the_heads_type():
 def test_class_activation_maps_refuse_another_heads_weight():
     with pytest.raises(ValueError, match=r"weight must be \(K, 5\) for these features, was \(7, 4\)"):
         class_activation_maps(torch.zeros(1, 5, 2, 2), torch.zeros(7, 4))
+
+
+def test_a_region_sum_keeps_the_size_unless_asked_and_labels_may_be_bytes(batch):
+    features, weight, _, logits, labels = batch
+    maps = info_cam(features, weight, labels)
+    assert torch.equal(region_sum(maps, 3), region_sum(maps, 3, "same"))
+    for kind in (torch.uint8, torch.int32):  # bytes would be a mask
+        same = info_cam(features, weight, labels.to(kind), "runner_up", logits)
+        assert torch.equal(same, info_cam(features, weight, labels, "runner_up", logits))
+    with pytest.raises(ValueError, match=r"^against must be one of 'others', .* got 'nobody'"):
+        info_cam(features, weight, labels, "nobody", logits)

@@ -244,13 +244,16 @@ def test_a_replaced_head_is_used_and_another_structure_noticed():
 
 
 @pytest.mark.parametrize(
-    "other", [lambda x, out: out(x.amax((2, 3))), lambda x, out: out(x.mean((2, 3))).tanh()]
+    "other",
+    [
+        lambda net, x: net.out(net.conv(x).amax((2, 3))),
+        lambda net, x: net.out(net.conv(x).mean((2, 3))).tanh(),
+    ],
 )
 def test_a_network_that_computes_a_batch_otherwise_than_few_images_is_refused(other):
     class Moody(Frozen):
         def forward(self, x: Tensor) -> Tensor:
-            x = self.conv(x)
-            return self.out(x.mean((2, 3))) if len(x) < 3 else other(x, self.out)
+            return self.out(self.conv(x).mean((2, 3))) if len(x) < 3 else other(self, x)
 
     cam = InfoCAM(Moody())
     assert cam(torch.randn(2, 3, 16, 16)).way == "linear"
@@ -454,8 +457,14 @@ def test_images_come_as_tensors_arrays_pictures_and_paths(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"broken.png is no picture"):
         read_images(str(tmp_path / "broken.png"))
+    for shape in ((1, 8, 3, 3), (1, 4, 8, 3), (1, 3, 8, 3)):  # the last is taken for channels first
+        odd = torch.randint(0, 256, shape, dtype=torch.uint8)
+        first = odd if shape[1] == 3 else odd.movedim(-1, 1)
+        shown = (first / 255 - mean[:, None, None]) / std[:, None, None]
+        torch.testing.assert_close(read_images(odd), shown)
     for bad in (torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 8, 8).long()):
-        with pytest.raises(ValueError, match="images must be"):
+        given = re.escape(f"were {tuple(bad.shape)} of {bad.dtype}")
+        with pytest.raises(ValueError, match=rf"images must be \(B, 3, H, W\), .*{given}"):
             read_images(bad)
     sizes = [torch.zeros(3, 9, 8), torch.zeros(3, 8, 8)]
     with pytest.raises(ValueError, match=r"images must come to one size, got \[\(3, 8, 8\), \(3, 9, 8\)\]"):
