@@ -56,6 +56,7 @@ REASONS = [
         r"_is_good\(entry, None\)|allow_nan=None|FRESH_SINCE\"\) or 1",
         "made again to the same, or the same to JSON, or 1970",
     ),
+    (r"^explain: InfoCAM\._exactly", "or not seen", "no network is known that comes here without maps"),
     (
         r"^explain: InfoCAM\.__call__",
         r"shape\[2:\]|range\(3\)",
