@@ -7,14 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-SMOKE = yaml.safe_load((NOTEBOOKS / "profiles" / "smoke.yaml").read_text())
+from infocam_utils.reproduce import runner
+from infocam_utils.reproduce.cli import recipe_fields
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +58,13 @@ def lab(tmp_path_factory):
 def opened(chromium, lab, name):
     """The notebook with the smoke profile's parameters, in the browser and run to its end."""
     folder, address = lab
-    (source,) = NOTEBOOKS.glob(f"{name}_*.ipynb")
-    content = nbformat.read(source, as_version=4)
-    given = SMOKE.get("common", {}) | SMOKE.get(source.stem, {})
+    (plan,) = runner.plan([name], "smoke", recipe_fields=recipe_fields())
+    source, content = plan.path, nbformat.read(plan.path, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "code":
             cell["outputs"], cell["execution_count"] = [], None
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source += "".join(f"\n{name} = {value!r}" for name, value in given.items())
+            cell.source += "".join(f"\n{name} = {value!r}" for name, value in plan.in_force.items())
     nbformat.write(content, folder / source.name)
     page = chromium.new_page(viewport={"width": 1400, "height": 1000})
     trouble = []

@@ -212,7 +212,9 @@ def test_ctrl_c_leaves_what_is_done(tmp_path):
     command += ["--workers", "1", "--output", str(tmp_path / "out")]
     environment = os.environ | {"INFOCAM_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
     how = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    running = subprocess.Popen(command, **how, start_new_session=True)
+    # Whoever runs the tests in the background has Ctrl-C ignored, and so would the command.
+    how |= {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    running = subprocess.Popen(command, **how)
     try:
         for line in running.stdout:
             if line.startswith("1 of 6"):
