@@ -3,7 +3,7 @@
 #   make test        lint, types, unit tests, notebooks, README
 #   make lab         open the notebooks in JupyterLab
 #   make bench       side-by-side speed tables
-#   make mutants     does a test notice when a line of the core changes? (an hour or two)
+#   make mutants     does a test notice when a line of the core changes? (half an hour)
 #   make rehearsal   the paper's run on a drawn set of the official size, in FOLDER (WEIGHTS=FILE of MobileNetV2)
 # TORCH_INDEX=<address of PyTorch's own CPU wheel index> takes the CPU builds, a tenth of the size.
 SHELL := /bin/bash

@@ -138,6 +138,8 @@ def run(
     output = (output or root / "runs" / name).absolute()
     committed = (chosen[0].path.parents[1] if folder else root) / "results"
 
+    if group and group[0] != 0 and dry_run:
+        return
     if workers or scheduler or dry_run:
         if (workers and scheduler) or (fresh and not dry_run):
             raise Refused("--workers and --scheduler exclude each other, and --fresh")
