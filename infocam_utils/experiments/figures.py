@@ -276,8 +276,9 @@ def information(settings: Sequence[Mapping[str, Any]], naive: bool = True) -> Fi
         `entropy` in nats
     naive : whether to draw log K − CE of the exact classifier too
     """
-    fig, axes = plt.subplots(2, len(settings), figsize=(7.9, 3.6), height_ratios=(3, 2), squeeze=False,
-                             sharex="row", sharey="row")  # fmt: skip
+    fig, axes = plt.subplots(
+        2, len(settings), figsize=(7.9, 3.6), height_ratios=(3, 2), squeeze=False, sharex="row", sharey="row"
+    )
     for (top, bottom), one in zip(axes.T, settings, strict=True):
         value, entropy = float(one["value"]), float(one["entropy"])
         heights = np.asarray(one["densities"])

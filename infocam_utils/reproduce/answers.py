@@ -239,13 +239,14 @@ def answer(notebook: str, rows: pd.DataFrame) -> str:
     return text + gauge(rows)
 
 
-def table(rows: pd.DataFrame) -> str:
-    """Every notebook with its question and its answer, as the README shows them."""
-    lines = []
+def listing(rows: pd.DataFrame) -> str:
+    """Every notebook's question with its answer, a sentence a line, as the README shows them."""
+    parts = []
     for name, question in NOTEBOOKS.items():
-        link = f"[{name[:2]}](notebooks/{name}.ipynb)"
-        lines.append([link, question, answer(name[:2], select(rows, notebook=name[:2]))])
-    return results.grid(["notebook", "question", "answer"], lines)
+        said = answer(name[:2], select(rows, notebook=name[:2])).strip()
+        lines = [f"- {one}" for one in said.replace(". ", ".\n").splitlines()]
+        parts.append("\n".join([f"**[{name[:2]}](notebooks/{name}.ipynb) {question}**\n", *lines]))
+    return "\n\n".join(parts)
 
 
 def imbalance_table(rows: pd.DataFrame) -> str:

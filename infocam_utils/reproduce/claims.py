@@ -429,7 +429,7 @@ def write(root: str | Path) -> list[Path]:
 
 def _blocks(root: Path) -> dict[str, str]:
     rows = results.read_all(root / "results")
-    return {"scorecard": markdown(scorecard(root)), "answers": answers.table(rows)}
+    return {"scorecard": markdown(scorecard(root)), "answers": answers.listing(rows)}
 
 
 def _around(text: str, readme: Path, name: str) -> tuple[str, str]:

@@ -55,8 +55,15 @@ def test_a_gain_is_told_with_its_ends_and_its_sure_cases():
     assert answers.gain(rows.assign(than_method=None), "", {"method": "infocam"}, {"method": "cam"}) == ""
 
 
-def test_every_notebook_has_its_line():
+def test_every_notebook_has_its_question_and_a_line_for_each_sentence(monkeypatch):
     rows = pd.DataFrame({"notebook": [], "metric": [], "unit": [], "value": []})
-    lines = answers.table(rows).splitlines()
-    assert [line.split("|")[1].strip()[1:3] for line in lines[2:]] == ["01", "02", "03", "04"]
+    asked = [line for line in answers.listing(rows).splitlines() if line]
+    assert [line[3:5] for line in asked] == ["01", "02", "03", "04"]
+    monkeypatch.setattr(answers, "answer", lambda number, _: f"In {number}, 0.5 [0.4, 0.6] nats. And 1.0. ")
+    said = answers.listing(rows).split("\n\n")
+    assert (
+        said[0]
+        == "**[01](notebooks/01_mi_theory.ipynb) Why is a classifier an estimator of mutual information?**"
+    )
+    assert said[1] == "- In 01, 0.5 [0.4, 0.6] nats.\n- And 1.0."
     assert results.grid(["a"], []) == "| a |\n| --- |"
